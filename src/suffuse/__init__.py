@@ -1,0 +1,60 @@
+"""suffuse: diffusion and flow models in one small algebra, every part proved against a case whose answer is known.
+
+    import suffuse as sf
+
+    model = sf.Denoiser(net, sf.schedules.Linear(), predicts="velocity")
+    noise = sf.noise((16, 3, 32, 32), seed=0)
+    x = sf.sample(model.given(label=3), noise, steps=20)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "BrownianPath": "random",
+    "Codec": "codec",
+    "Denoiser": "denoise",
+    "Prediction": "parameterize",
+    "denoiser": "denoise",
+    "fit": "training",
+    "guide": "guidance",
+    "load": "training",
+    "noise": "random",
+    "run": "samplers",
+    "sample": "samplers",
+    "save": "training",
+}
+_MODULES = ("data", "denoise", "grids", "guidance", "losses", "metrics", "nets", "operators", "oracle", "parameterize",
+            "random", "recipes", "samplers", "schedules", "training")
+
+__all__ = [*_WHERE, *_MODULES, "__version__"]
+
+if TYPE_CHECKING:
+    from suffuse import data, denoise, grids, losses, metrics, nets, operators, oracle, parameterize, random, recipes
+    from suffuse import guidance, samplers, schedules, training
+    from suffuse.codec import Codec
+    from suffuse.denoise import Denoiser, denoiser
+    from suffuse.guidance import guide
+    from suffuse.parameterize import Prediction
+    from suffuse.random import BrownianPath, noise
+    from suffuse.samplers import run, sample
+    from suffuse.training import fit, load, save
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        value = getattr(importlib.import_module(f"suffuse.{_WHERE[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"suffuse.{name}")
+    else:
+        raise AttributeError(f"module 'suffuse' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

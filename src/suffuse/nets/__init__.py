@@ -1,0 +1,34 @@
+"""Networks, what they may be told, and the tap on their attention."""
+
+from __future__ import annotations
+
+from suffuse.nets.conditions import (
+    Label,
+    Scalar,
+    Spatial,
+    Tokens,
+    Vector,
+    spec_from_json,
+    spec_to_json,
+)
+from suffuse.nets.dit import DiT
+from suffuse.nets.mlp import MLP
+from suffuse.nets.taps import Attention, attend, sites, tapped
+from suffuse.nets.unet import UNet
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "DiT",
+    "Label",
+    "Scalar",
+    "Spatial",
+    "Tokens",
+    "UNet",
+    "Vector",
+    "attend",
+    "sites",
+    "spec_from_json",
+    "spec_to_json",
+    "tapped",
+]

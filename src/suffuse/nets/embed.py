@@ -1,0 +1,128 @@
+"""Embeddings of times, positions and conditions.
+
+emb(u) = [cos(u w_k), sin(u w_k)],  w_k = 10000^(-k / K),  k = 0..K-1.
+
+Vaswani et al. 2017, section 3.5; for times as in Ho et al. 2020, where u = 1000 t.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoid(u: Tensor, size: int) -> Tensor:
+    """Embed numbers as cosines and sines of geometrically spaced frequencies.
+
+    emb(u) = [cos(u w_k), sin(u w_k)],  w_k = 10000^(-k / K),  K = size // 2.
+
+    Args:
+        u: numbers of any shape (...); half precision is raised to float32, where 1000 t still has its digits.
+        size: length of the embedding; an odd size ends in a zero.
+    Returns:
+        (..., size) in float32 or float64.
+    """
+    u = u.to(torch.promote_types(u.dtype, torch.float32))
+    half = size // 2
+    frequencies = torch.exp(torch.arange(half, device=u.device, dtype=u.dtype) * (-math.log(10000) / max(half, 1)))
+    angles = u[..., None] * frequencies
+    return F.pad(torch.cat([angles.cos(), angles.sin()], -1), (0, size % 2))
+
+
+def positions(shape: tuple[int, ...], size: int, device: torch.device) -> Tensor:
+    """Embed the index of every cell of a grid: the channels are shared out evenly between its axes.
+
+    Args:
+        shape: cells along each axis (n_1, ..., n_d).
+        size: channels; what 2 d does not divide stays zero.
+        device: where to make it.
+    Returns:
+        (n_1 * ... * n_d, size) in float32, the last axis of the grid running fastest.
+    """
+    share = size // (2 * len(shape)) * 2
+    tables = []
+    for axis, cells in enumerate(shape):
+        table = sinusoid(torch.arange(cells, device=device, dtype=torch.float32), share)
+        others = [cells if other == axis else 1 for other in range(len(shape))]
+        tables.append(table.view(*others, share).expand(*shape, share))
+    return F.pad(torch.cat(tables, -1).flatten(0, -2), (0, size - share * len(shape)))
+
+
+class Project(nn.Linear):
+    """`nn.Linear` for inputs of any float dtype: they are cast to the weight's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """W x + b: (..., in) -> (..., out)."""
+        return super().forward(x.to(self.weight.dtype))
+
+
+class TimeEmbedding(nn.Module):
+    """Embed a time in [0, 1], or any number of that order, by W2 silu(W1 sinusoid(1000 t)).
+
+    Args:
+        width: length of the embedding.
+        frequencies: length of the sinusoidal embedding it starts from.
+    """
+
+    def __init__(self, width: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.first = Project(frequencies, width)
+        self.second = nn.Linear(width, width)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) -> (B, width)."""
+        return self.second(F.silu(self.first(sinusoid(1000 * t, self.frequencies))))
+
+
+class OrNull(nn.Module):
+    """`embed`, or a learned vector for rows with NaN."""
+
+    def __init__(self, embed: nn.Module, width: int) -> None:
+        super().__init__()
+        self.embed = embed
+        self.null = nn.Parameter(torch.zeros(width))
+
+    def forward(self, value: Tensor) -> Tensor:
+        """(B, ...) -> (B, width)."""
+        nan = value.isnan()
+        # NaN must be gone before the first product: 0 * NaN is NaN, and would be so in the gradient.
+        embedded = self.embed(value.masked_fill(nan, 0))
+        return torch.where(nan.reshape(len(nan), -1).any(1, keepdim=True), self.null, embedded)
+
+
+class ImageOrNull(nn.Module):
+    """The image, or a learned colour where it is NaN."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.null = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, value: Tensor) -> Tensor:
+        """(B, channels, *spatial) -> the same shape, without NaN."""
+        return torch.where(value.isnan(), self.null.view(-1, *[1] * (value.ndim - 2)), value)
+
+
+class TokenEmbedding(nn.Module):
+    """Tokens behind a learned "nothing", which is visible to the rows that have no token, and to no other."""
+
+    def __init__(self, size: int, vocab: int | None, width: int) -> None:
+        super().__init__()
+        self.lookup = None if vocab is None else nn.Embedding(vocab, size)
+        self.project = Project(size, width)
+        self.nothing = nn.Parameter(torch.zeros(width))
+
+    def forward(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, size) or (B, L) -> features (B, 1 + L, width), visible (B, 1 + L)."""
+        if self.lookup is None:
+            nan = value.isnan()
+            visible, features = ~nan.any(-1), value.masked_fill(nan, 0)
+        else:
+            visible, features = value >= 0, self.lookup(value.clamp_min(0))
+            features = features + positions(value.shape[1:], features.shape[-1], value.device)
+        tokens = self.project(features)
+        tokens = torch.cat([self.nothing.expand(len(tokens), 1, -1).to(tokens.dtype), tokens], 1)
+        return tokens, torch.cat([~visible.any(1, keepdim=True), visible], 1)

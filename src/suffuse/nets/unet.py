@@ -1,0 +1,198 @@
+"""The U-Net of diffusion models, for 1-D, 2-D or 3-D data.
+
+Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from suffuse.nets.blocks import (
+    Conditioning,
+    CrossAttention,
+    SelfAttention,
+    Told,
+    check_dims,
+    check_image,
+    modulate,
+    zero,
+)
+from suffuse.nets.conditions import Condition
+
+
+@dataclass(eq=False, repr=False)
+class UNet(nn.Module):
+    """A U-Net of residual blocks with attention at the coarse levels; a fresh one returns exactly 0.
+
+    Level i has width * multipliers[i] channels and 1 / 2^i of the resolution.
+
+    Args:
+        channels: channels of x.
+        width: channels of the finest level.
+        multipliers: channels of each level, in units of `width`; as many as there are levels.
+        blocks: residual blocks per level on the way down (one more on the way up).
+        attention: levels with attention, 0 is the finest and -1 the coarsest; the middle always has it.
+        heads: attentions side by side.
+        dims: spatial dimensions, 1, 2 or 3.
+        dropout: probability, inside the residual blocks.
+        out_channels: channels of the output, those of x by default.
+        conditions: what it may be told, by name; tokens are attended to wherever there is attention.
+    Raises:
+        ValueError: dims, a level or heads out of range.
+
+    Dhariwal & Nichol 2021, section 3.
+    """
+
+    channels: int
+    width: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    blocks: int = 2
+    attention: tuple[int, ...] = (-1,)
+    heads: int = 4
+    dims: int = 2
+    dropout: float = 0.0
+    out_channels: int | None = None
+    conditions: dict[str, Condition] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        check_dims(self.dims)
+        levels = len(self.multipliers)
+        for level in self.attention:
+            if not -levels <= level < levels:
+                raise ValueError(f"attention must name levels in {-levels}..{levels - 1}, got {level}")
+        attending = {level % levels for level in self.attention}
+        told = 4 * self.width
+        self.told = Conditioning("UNet", self.conditions, told)
+        tokens = told if self.told.has_tokens else None
+
+        def step(wide_in: int, wide_out: int, attends: bool) -> _Step:
+            attention = _Attention(wide_out, tokens, self.heads) if attends else None
+            return _Step(_ResBlock(wide_in, wide_out, told, self.dims, self.dropout), attention)
+
+        now = self.width
+        self.stem = _conv(self.dims, self.channels + self.told.channels, now)
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        skips = [now]
+        for level, multiplier in enumerate(self.multipliers):
+            if level:
+                self.shrink.append(_conv(self.dims, now, now, stride=2))
+                skips.append(now)
+            steps = nn.ModuleList()
+            for _ in range(self.blocks):
+                steps.append(step(now, multiplier * self.width, level in attending))
+                now = multiplier * self.width
+                skips.append(now)
+            self.down.append(steps)
+        self.middle = nn.ModuleList([step(now, now, True), step(now, now, False)])
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(self.multipliers))):
+            if level < levels - 1:
+                self.grow.append(_conv(self.dims, now, now))
+            steps = nn.ModuleList()
+            for _ in range(self.blocks + 1):
+                steps.append(step(now + skips.pop(), multiplier * self.width, level in attending))
+                now = multiplier * self.width
+            self.up.append(steps)
+        self.norm = _norm(now)
+        self.out = zero(_conv(self.dims, now, self.out_channels or self.channels))
+
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        """Map noisy images to whatever the network is trained to predict.
+
+        Args:
+            x: (B, channels, *spatial), every spatial size a multiple of 2^(levels - 1).
+            t: (B,), times in [0, 1].
+            conditions: every condition it was built with, B rows each.
+        Returns:
+            (B, out_channels, *spatial).
+        Raises:
+            TypeError: a condition is missing or unknown.
+            ValueError: a wrong shape.
+        """
+        levels = len(self.multipliers)
+        why = f"UNet with {levels} levels halves {levels - 1} times"
+        check_image("UNet", x, self.channels, self.dims, 2 ** (levels - 1), why)
+        x, told = self.told(x, t, conditions)
+        h = self.stem(x)
+        skips = [h]
+        for level, steps in enumerate(self.down):
+            if level:
+                h = self.shrink[level - 1](h)
+                skips.append(h)
+            for step in steps:
+                h = step(h, told)
+                skips.append(h)
+        for step in self.middle:
+            h = step(h, told)
+        for level, steps in enumerate(self.up):
+            if level:
+                h = self.grow[level - 1](F.interpolate(h, scale_factor=2, mode="nearest"))
+            for step in steps:
+                h = step(torch.cat([h, skips.pop()], 1), told)
+        return self.out(F.silu(self.norm(h)))
+
+
+class _Step(nn.Module):
+    """A residual block and, at some levels, attention after it."""
+
+    def __init__(self, block: _ResBlock, attention: _Attention | None) -> None:
+        super().__init__()
+        self.block, self.attention = block, attention
+
+    def forward(self, h: Tensor, told: Told) -> Tensor:
+        h = self.block(h, told.embedding)
+        return h if self.attention is None else self.attention(h, told)
+
+
+class _ResBlock(nn.Module):
+    """h + conv(silu(norm(conv(silu(norm(h)))) (1 + scale) + shift)), the last convolution starting at zero."""
+
+    def __init__(self, wide_in: int, wide_out: int, told: int, dims: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = _norm(wide_in)
+        self.conv1 = _conv(dims, wide_in, wide_out)
+        self.modulation = nn.Linear(told, 2 * wide_out)
+        self.norm2 = _norm(wide_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero(_conv(dims, wide_out, wide_out))
+        self.skip = _conv(dims, wide_in, wide_out, kernel=1) if wide_in != wide_out else nn.Identity()
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        new = self.norm2(self.conv1(F.silu(self.norm1(h))))
+        modulation = self.modulation(embedding)
+        shift, scale = modulation.view(*modulation.shape, *[1] * (h.ndim - 2)).chunk(2, 1)
+        return self.skip(h) + self.conv2(self.dropout(F.silu(modulate(new, shift, scale))))
+
+
+class _Attention(nn.Module):
+    """Attention to itself and, if there are any, to tokens; both outputs start at zero."""
+
+    def __init__(self, width: int, tokens: int | None, heads: int) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(width)
+        self.self_attention = SelfAttention(width, heads)
+        zero(self.self_attention.out)
+        self.cross_norm = None if tokens is None else nn.LayerNorm(width)
+        self.cross_attention = None if tokens is None else CrossAttention(width, tokens, heads)
+
+    def forward(self, h: Tensor, told: Told) -> Tensor:
+        flat = h.flatten(2).transpose(1, 2)
+        flat = flat + self.self_attention(self.self_norm(flat))
+        if self.cross_attention is not None:
+            flat = flat + self.cross_attention(self.cross_norm(flat), told.tokens, told.visible)
+        return flat.transpose(1, 2).reshape(h.shape)
+
+
+def _conv(dims: int, wide_in: int, wide_out: int, *, kernel: int = 3, stride: int = 1) -> nn.Module:
+    return getattr(nn, f"Conv{dims}d")(wide_in, wide_out, kernel, stride=stride, padding=kernel // 2)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    # At least four channels to a group: a group of one channel and one pixel would be normalised to zero.
+    return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 4))), channels)

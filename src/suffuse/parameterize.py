@@ -1,0 +1,236 @@
+"""What a network's output means, and the pair (x0, eps) that it predicts.
+
+output = a x0 + b eps        with x = alpha x0 + sigma eps:
+
+    x0  = (b x - sigma output) / (alpha b - sigma a)
+    eps = (alpha output - a x) / (alpha b - sigma a)
+
+One row (a, b) is both how to read the output and what to train it to be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suffuse.schedules import Schedule
+
+__all__ = ["Parameterization", "Prediction", "edm", "eps", "v", "velocity", "x0"]
+
+Number = Any  # float, or a Tensor that broadcasts against the data
+
+
+def _zero(value: Number) -> bool:
+    """Whether a coefficient is exactly 0, asked only where the answer is at hand (never of an accelerator)."""
+    if isinstance(value, Tensor):
+        return value.device.type == "cpu" and not torch.compiler.is_compiling() and bool((value == 0).any())
+    return value == 0
+
+
+class Prediction:
+    """What a denoiser believes: (x0, eps) with x = alpha x0 + sigma eps, each computed when first asked for.
+
+    Closed under + - and multiplication by numbers, so guidance is arithmetic. `var` (optional) is the variance of
+    x0 given x, of x0's shape.
+
+    Args:
+        x: the noisy data (B, ...).
+        alpha, sigma: the noise level, floats or tensors that broadcast against x.
+        x0, eps: what is known: at least one, a tensor or a function that makes it. The other is solved for.
+    Raises:
+        ValueError: neither is given; or, when asked for, x0 where alpha = 0 or eps where sigma = 0 and the other
+            one alone is known.
+    """
+
+    __slots__ = ("_eps", "_x", "_x0", "alpha", "sigma", "var")
+
+    def __init__(
+        self,
+        x: Tensor | Callable[[], Tensor],
+        alpha: Number,
+        sigma: Number,
+        *,
+        x0: Tensor | Callable[[], Tensor] | None = None,
+        eps: Tensor | Callable[[], Tensor] | None = None,
+        var: Tensor | None = None,
+    ) -> None:
+        if x0 is None and eps is None:
+            raise ValueError("a Prediction needs x0 or eps")
+        self.alpha, self.sigma, self.var = alpha, sigma, var
+        self._x, self._x0, self._eps = x, x0, eps
+
+    @property
+    def x(self) -> Tensor:
+        """The noisy data this is a prediction of."""
+        if not isinstance(self._x, Tensor):
+            self._x = self._x()
+        return self._x
+
+    @property
+    def x0(self) -> Tensor:
+        """The expected clean data, like x."""
+        if self._x0 is None:
+            if _zero(self.alpha):
+                raise ValueError("x0 cannot be solved from eps where alpha = 0 (pure noise): predict v or velocity")
+            self._x0 = (self.x - self.sigma * self.eps) / self.alpha
+        elif not isinstance(self._x0, Tensor):
+            self._x0 = self._x0()
+        return self._x0
+
+    @property
+    def eps(self) -> Tensor:
+        """The expected noise, like x."""
+        if self._eps is None:
+            if _zero(self.sigma):
+                raise ValueError("eps cannot be solved from x0 where sigma = 0 (clean data): predict v or velocity")
+            self._eps = (self.x - self.alpha * self.x0) / self.sigma
+        elif not isinstance(self._eps, Tensor):
+            self._eps = self._eps()
+        return self._eps
+
+    def _combine(self, other: Prediction, sign: float) -> Prediction:
+        if not isinstance(other, Prediction):
+            return NotImplemented
+        both_x0 = self._x0 is not None and other._x0 is not None
+        both_eps = self._eps is not None and other._eps is not None
+        known_x0, known_eps = both_x0 or not both_eps, both_eps or not both_x0
+        return Prediction(
+            lambda: self.x + sign * other.x,
+            self.alpha,
+            self.sigma,
+            x0=(lambda: self.x0 + sign * other.x0) if known_x0 else None,
+            eps=(lambda: self.eps + sign * other.eps) if known_eps else None,
+        )
+
+    def __add__(self, other: Prediction) -> Prediction:
+        return self._combine(other, 1.0)
+
+    def __sub__(self, other: Prediction) -> Prediction:
+        return self._combine(other, -1.0)
+
+    def __mul__(self, scale: Number) -> Prediction:
+        return Prediction(
+            lambda: scale * self.x,
+            self.alpha,
+            self.sigma,
+            x0=(lambda: scale * self.x0) if self._x0 is not None else None,
+            eps=(lambda: scale * self.eps) if self._eps is not None else None,
+        )
+
+    __rmul__ = __mul__
+
+    def rows(self, index: Any) -> Prediction:
+        """The same prediction for some rows of the batch, in the order of `index`."""
+        def take(value: Any) -> Any:
+            batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == self.x.shape[0]
+            return value[index] if batched else value
+
+        return Prediction(
+            self.x[index], take(self.alpha), take(self.sigma),
+            x0=(lambda: self.x0[index]) if self._x0 is not None else None,
+            eps=(lambda: self.eps[index]) if self._eps is not None else None,
+            var=take(self.var),
+        )
+
+
+@dataclass(frozen=True)
+class Parameterization:
+    """One row: a network's output is a x0 + b eps, its input is `scale` x, and it is told `tells(schedule, t)`.
+
+    Args:
+        name: how it is called in files and errors.
+        row: (schedule, t, alpha, sigma) -> (a, b).
+        scale: (alpha, sigma) -> what x is multiplied with before the network; None is 1.
+        tells: (schedule, t) -> what the network is told about t; None is t itself.
+    """
+
+    name: str
+    row: Callable[[Schedule, Any, Number, Number], tuple[Number, Number]]
+    scale: Callable[[Number, Number], Number] | None = None
+    tells: Callable[[Schedule, Any], Any] | None = None
+
+    def read(self, output: Tensor, x: Tensor, alpha: Number, sigma: Number, row: tuple[Number, Number]) -> Prediction:
+        """The prediction of a network that answered `output` at x.
+
+        Raises:
+            ValueError: where (a, b) says nothing that x does not say already: eps at alpha = 0, x0 at sigma = 0.
+        """
+        a, b = row
+        det = alpha * b - sigma * a
+        if _zero(det):
+            raise ValueError(
+                f"a network that predicts {self.name} says nothing at alpha={_show(alpha)}, sigma={_show(sigma)}: "
+                "there its output and x fix only one of x0 and eps; predict v or velocity, or start the grid elsewhere"
+            )
+        plain_x0, plain_eps = not isinstance(b, Tensor) and b == 0, not isinstance(a, Tensor) and a == 0
+        return Prediction(
+            x, alpha, sigma,
+            x0=(output / a if a != 1 else output) if plain_x0 else lambda: _solve(x, b / det, output, -sigma / det),
+            eps=(output / b if b != 1 else output) if plain_eps else lambda: _solve(output, alpha / det, x, -a / det),
+        )
+
+    def write(self, x0: Tensor, eps: Tensor, row: tuple[Number, Number]) -> Tensor:
+        """What the network should answer: a x0 + b eps."""
+        return row[0] * x0 + row[1] * eps
+
+
+def _solve(x: Tensor, p: Number, y: Tensor, q: Number) -> Tensor:
+    if isinstance(q, Tensor):
+        return p * x + q * y
+    return torch.add(p * x, y, alpha=q)
+
+
+def _show(value: Number) -> str:
+    return f"{value.flatten()[0].item():.3g}" if isinstance(value, Tensor) else f"{value:.3g}"
+
+
+def _rates(schedule: Schedule, t: Any, alpha: Number, sigma: Number) -> tuple[Number, Number]:
+    da, ds = schedule.rates(t)
+    if isinstance(da, Tensor) and isinstance(alpha, Tensor):
+        shape = da.shape + (1,) * (alpha.ndim - da.ndim)
+        return da.to(alpha.dtype).reshape(shape), ds.to(alpha.dtype).reshape(shape)
+    return da, ds
+
+
+eps = Parameterization("eps", lambda schedule, t, alpha, sigma: (0.0, 1.0))
+x0 = Parameterization("x0", lambda schedule, t, alpha, sigma: (1.0, 0.0))
+v = Parameterization("v", lambda schedule, t, alpha, sigma: (-sigma, alpha))
+velocity = Parameterization("velocity", _rates)
+
+
+def edm(data_std: float = 0.5) -> Parameterization:
+    """EDM's F on any schedule: unit variance in and out for data of standard deviation `data_std`.
+
+    q = sqrt(alpha^2 s^2 + sigma^2), input x / q, output F = (sigma / (q s)) x0 - (alpha s / q) eps, told log(sigma/alpha)/4.
+    Karras et al. 2022, table 1 (theirs is alpha = 1).
+    """
+    s = float(data_std)
+    if not (s > 0 and math.isfinite(s)):
+        raise ValueError(f"data_std must be a positive number, got {data_std}")
+
+    def q(alpha: Number, sigma: Number) -> Number:
+        return (alpha * alpha * s * s + sigma * sigma) ** 0.5
+
+    return Parameterization(
+        f"edm({s:g})",
+        lambda schedule, t, alpha, sigma: (sigma / (q(alpha, sigma) * s), -alpha * s / q(alpha, sigma)),
+        scale=lambda alpha, sigma: 1 / q(alpha, sigma),
+        tells=lambda schedule, t: -schedule.logsnr(t) / 8,
+    )
+
+
+def named(predicts: str | Parameterization) -> Parameterization:
+    """The parameterization of this name: "eps", "x0", "v", "velocity", "edm" or "edm(0.5)"."""
+    if isinstance(predicts, Parameterization):
+        return predicts
+    known = {p.name: p for p in (eps, x0, v, velocity)} | {"edm": edm()}
+    if predicts in known:
+        return known[predicts]
+    if predicts.startswith("edm(") and predicts.endswith(")"):
+        return edm(float(predicts[4:-1]))
+    raise ValueError(f"unknown parameterization {predicts!r}: one of {', '.join(known)}")

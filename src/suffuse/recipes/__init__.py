@@ -1,0 +1,5 @@
+"""Recipes: one readable file for each thing that suffuse trains."""
+
+from suffuse.recipes import digits
+
+__all__ = ["digits"]

@@ -1,0 +1,356 @@
+"""A sampler as a table: each new state is a linear combination of earlier states, predictions and noise.
+
+    x_k = sum_i c_ki x_i + sum_j (a_kj x0_j + b_kj eps_j) + sum_m d_km z_m
+
+One loop executes every table. A table is checked when it is built, with no network: were every evaluation to return
+x0 = c and eps_i = (x_i - alpha_i c)/sigma_i (data that is one point), row k must carry weight alpha_k on c and noise
+weights whose squares sum to sigma_k^2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from suffuse.denoise import call, fresh
+from suffuse.parameterize import Prediction
+from suffuse.schedules import Schedule
+from suffuse.samplers.symbols import Symbol, Term
+
+__all__ = ["Plan", "PlanError", "Row", "RunStep", "combine"]
+
+
+class PlanError(ValueError):
+    """A table that breaks the law its rule declares."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One state of a plan: where it is in noise, what it is made of, and the grid interval it belongs to.
+
+    `terms` is None for a state that is given. `main` marks the state at the end of its interval.
+    """
+
+    t: float
+    alpha: float
+    sigma: float
+    step: int
+    main: bool
+    terms: dict[Term, float] | None = None
+
+
+def combine(coefficients: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
+    """sum_i c_i y_i as one chain of multiply-adds."""
+    out = terms[0] * coefficients[0]
+    for c, y in zip(coefficients[1:], terms[1:], strict=True):
+        out.add_(y, alpha=c)
+    return out
+
+
+class Plan:
+    """The table of a sampler on a grid. Made by a rule: `sf.samplers.ddim.plan(schedule, grid)`.
+
+    Args:
+        name: of the sampler, for messages.
+        schedule: gives (alpha, sigma) at each time.
+        grid: the falling times t_0 > ... > t_n.
+        rows: the states in order; the first `given` + 1 are inputs.
+        excess: (alpha_a, sigma_a, alpha_b, sigma_b, e_a) -> e_b: declared excess variance of a single-step rule.
+        order, cold_order: order of accuracy with exact history, and starting without any.
+        rebuild: (grid) -> Plan of the same rule, used to jump within a run.
+    Attributes:
+        evaluated: the states at which the network is called, in order.
+        stochastic: whether any row draws noise.
+    Raises:
+        PlanError: a row breaks the law; the message names the sampler, the row and the numbers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schedule: Schedule,
+        grid: Sequence[float],
+        rows: Sequence[Row],
+        *,
+        given: int = 0,
+        excess: Callable[..., float] | None = None,
+        order: float = 1,
+        cold_order: float | None = None,
+        rebuild: Callable[[Sequence[float]], Plan] | None = None,
+    ) -> None:
+        self.name, self.schedule, self.grid, self.given = name, schedule, tuple(grid), given
+        self.order, self.cold_order = order, order if cold_order is None else cold_order
+        self.rows = _prune(rows)
+        self._rebuild = rebuild
+        used = [term for row in self.rows for term in row.terms or ()]
+        self.evaluated = tuple(sorted({i for kind, i in used if kind in ("x0", "eps")}))
+        self.stochastic = any(kind == "z" for kind, _ in used)
+        self._check(excess)
+        self._program = self._schedule_terms()
+        self._kinds = {i: sorted({kind for kind, j in used if j == i and kind in ("x0", "eps")}) for i in self.evaluated}
+
+    # What the table says
+
+    @property
+    def nfe(self) -> int:
+        """How many network evaluations a run costs."""
+        return len(self.evaluated)
+
+    @property
+    def steps(self) -> int:
+        """How many grid intervals there are."""
+        return len(self.grid) - 1
+
+    def _check(self, excess: Callable[..., float] | None) -> None:
+        draws = {i: n + 1 for n, i in enumerate(sorted({i for r in self.rows if r.terms for k, i in r.terms if k == "z"}))}
+        point = np.zeros(len(self.rows))
+        noise = np.zeros((len(self.rows), len(draws) + 1 + self.given))
+        extra = np.zeros(len(self.rows))
+        for k, row in enumerate(self.rows):
+            if row.terms is None:
+                # states that are given lie on one path of point-mass data: the same noise, at their own level
+                point[k], noise[k, 0] = row.alpha, row.sigma
+                continue
+            for (kind, i), c in row.terms.items():
+                at = self.rows[i] if kind != "z" else None
+                if kind == "x":
+                    point[k] += c * point[i]
+                    noise[k] += c * noise[i]
+                elif kind == "x0":
+                    point[k] += c
+                elif kind == "z":
+                    noise[k, draws[i]] += c
+                elif at is not None:
+                    if at.sigma == 0:
+                        raise PlanError(f"{self.name}: row {k} uses eps at state {i}, where sigma = 0 and eps is undefined")
+                    point[k] += c * (point[i] - at.alpha) / at.sigma
+                    noise[k] += c * noise[i] / at.sigma
+            variance, wanted = float(noise[k] @ noise[k]), row.sigma**2
+            if excess is not None and row.main:
+                a = self.rows[k - 1]
+                extra[k] = excess(a.alpha, a.sigma, row.alpha, row.sigma, extra[k - 1])
+                wanted += extra[k]
+            scale = max(1.0, row.sigma**2)
+            if not math.isclose(point[k], row.alpha, rel_tol=0, abs_tol=1e-9 * math.sqrt(scale)):
+                raise PlanError(
+                    f"{self.name}: row {k} (t={row.t:.4g}) puts weight {point[k]:.6g} on clean data, "
+                    f"alpha there is {row.alpha:.6g}"
+                )
+            if not math.isclose(variance, wanted, rel_tol=1e-9, abs_tol=1e-12 * scale):
+                raise PlanError(
+                    f"{self.name}: row {k} (t={row.t:.4g}) has noise variance {variance:.6g}, the law asks for "
+                    f"{wanted:.6g}" + (f" = sigma^2 + {extra[k]:.3g}" if extra[k] else " = sigma^2")
+                )
+
+    def expand(self) -> tuple[np.ndarray, np.ndarray, list[Term]]:
+        """The canonical form: every evaluated state and the last one in terms of the given states, x0_j and z.
+
+        eps_j = (x_j - alpha_j x0_j)/sigma_j is used to remove eps.
+
+        Returns:
+            (times, C, terms): times of those states, and their coefficients C (states, terms).
+        """
+        asked = list(self.evaluated)
+        shown = [*asked, len(self.rows) - 1]
+        draws = sorted({i for r in self.rows if r.terms for k, i in r.terms if k == "z"})
+        terms: list[Term] = [("x", i) for i in range(self.given + 1)]
+        terms += [("x0", i) for i in asked] + [("z", i) for i in draws]
+        column = {term: n for n, term in enumerate(terms)}
+        full = np.zeros((len(self.rows), len(terms)))
+        for k, row in enumerate(self.rows):
+            if row.terms is None:
+                full[k, column["x", k]] = 1
+                continue
+            for (kind, i), c in row.terms.items():
+                if kind == "x":
+                    full[k] += c * full[i]
+                elif kind == "eps":
+                    full[k] += c / self.rows[i].sigma * full[i]
+                    full[k, column["x0", i]] -= c * self.rows[i].alpha / self.rows[i].sigma
+                else:
+                    full[k, column[kind, i]] += c
+        return np.array([self.rows[k].t for k in shown]), full[shown], terms
+
+    def __eq__(self, other: object) -> bool:
+        """Equal tables: the same states asked, and the same combinations modulo x = alpha x0 + sigma eps."""
+        if not isinstance(other, Plan):
+            return NotImplemented
+        (t, c, _), (u, d, _) = self.expand(), other.expand()
+        return c.shape == d.shape and bool(np.allclose(t, u, atol=1e-12) and np.allclose(c, d, rtol=1e-9, atol=1e-10))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        calls = f"{self.nfe} evaluation{'s' * (self.nfe != 1)}"
+        lines = [f"{self.name} on {self.schedule}: {self.steps} steps, {calls}, order {self.order:g}",
+                 "   k       t   alpha   sigma   x[k] ="]
+        for k, row in enumerate(self.rows):
+            made = "given" if row.terms is None else repr(Symbol(row.terms))
+            mark = " " if row.main else "'"
+            lines.append(f"{k:4d}{mark} {row.t:6.4f}  {row.alpha:6.4f}  {row.sigma:6.4g}   {made}")
+        return "\n".join(lines)
+
+    # How it runs
+
+    def _schedule_terms(self) -> list[tuple[list[float], list[Term], list[Term]]]:
+        """For each row: coefficients, terms, and the terms that no later row uses."""
+        last: dict[Term, int] = {}
+        for k, row in enumerate(self.rows):
+            for term in row.terms or ():
+                last[term] = k
+        # a state must also live until it is evaluated
+        for (kind, i), k in list(last.items()):
+            if kind in ("x0", "eps"):
+                first = next(n for n, r in enumerate(self.rows) if r.terms and (("x0", i) in r.terms or ("eps", i) in r.terms))
+                last["x", i] = max(last.get(("x", i), 0), first)
+        program = []
+        for k, row in enumerate(self.rows):
+            terms = list(row.terms or ())
+            dead = [term for term, end in last.items() if end == k]
+            program.append(([row.terms[t] for t in terms] if row.terms else [], terms, dead))
+        return program
+
+    def run(self, denoiser: Any, x: Tensor | Sequence[Tensor], path: Any = None) -> Iterator[RunStep]:
+        """Walk the table, one yielded `RunStep` per grid interval; the last one's `.x` is the result.
+
+        Args:
+            denoiser: (x, t) -> Prediction on this plan's schedule.
+            x: the state at grid[0], (B, ...), already at that noise level; a list of states for a plan with
+                given history.
+            path: where noise comes from: `sf.BrownianPath(x.shape, seed)`. Needed by stochastic plans.
+        Raises:
+            ValueError: the plan is stochastic and there is no path; the denoiser lives on another schedule.
+        """
+        if denoiser.schedule != self.schedule:
+            raise ValueError(f"the plan is for {self.schedule}, the denoiser lives on {denoiser.schedule}: "
+                             "use denoiser.on(schedule)")
+        if self.stochastic and path is None:
+            raise ValueError(f"{self.name} draws noise: give it a seed")
+        states = [x] if isinstance(x, Tensor) else list(x)
+        if len(states) != self.given + 1:
+            raise ValueError(f"{self.name} starts from {self.given + 1} given states, got {len(states)}")
+        walk = _Walk(self, fresh(denoiser), states, path)
+        plan, offset, k = self, 0, self.given + 1
+        while k < len(plan.rows):
+            walk.row(plan, k)
+            row = plan.rows[k]
+            k += 1
+            if not row.main:
+                continue
+            step = RunStep(row.step + offset, self.steps, plan.grid[row.step], row.t, walk)
+            walk.current = k - 1
+            yield step
+            if step.jump is not None:
+                if self._rebuild is None or not 0 <= step.jump <= self.steps:
+                    raise ValueError(f"cannot go to step {step.jump} of {self.steps}")
+                state, offset = walk.values["x", walk.current], step.jump
+                if offset == self.steps:
+                    return
+                plan, k = self._rebuild(self.grid[offset:]), 1
+                walk.restart(state)
+
+    def __call__(self, denoiser: Any, x: Tensor | Sequence[Tensor], path: Any = None) -> Tensor:
+        """Run to the end and return the last state."""
+        for step in self.run(denoiser, x, path):
+            out = step.x
+        return out
+
+
+class _Walk:
+    """What a run holds: the tensors later rows use, the denoiser, and the noise."""
+
+    def __init__(self, plan: Plan, denoiser: Any, states: list[Tensor], path: Any) -> None:
+        self.denoiser, self.path = denoiser, path
+        self.values: dict[Term, Tensor] = {("x", i): s for i, s in enumerate(states)}
+        self.prediction: Prediction | None = None
+        self.current = len(states) - 1
+
+    def restart(self, state: Tensor) -> None:
+        self.values = {("x", 0): state}
+        self.current = 0
+        if self.path is not None:
+            self.path.turn += 1
+
+    def row(self, plan: Plan, k: int) -> None:
+        coefficients, terms, dead = plan._program[k]
+        row, values = plan.rows[k], self.values
+        for kind, i in terms:
+            if (kind, i) not in values:
+                if kind == "z":
+                    values[kind, i] = self._draw(plan, i)
+                else:
+                    at = plan.rows[i]
+                    p = call(self.denoiser, values["x", i], at.t, plan.grid[row.step + 1])
+                    if not isinstance(p, Prediction):
+                        raise TypeError(f"a denoiser must return a Prediction, got {type(p).__name__}")
+                    for name in plan._kinds[i]:
+                        values[name, i] = p.x0 if name == "x0" else p.eps
+                    self.prediction = p
+        values["x", k] = combine(coefficients, [values[term] for term in terms])
+        for term in dead:
+            values.pop(term, None)
+
+    def _draw(self, plan: Plan, step: int) -> Tensor:
+        a, b = plan.schedule.logsnr(plan.grid[step]), plan.schedule.logsnr(plan.grid[step + 1])
+        return self.path.increment(a, b)
+
+
+class RunStep:
+    """One finished grid interval of a run: from time t to time s, with the state x there.
+
+    `.x` may be set; `.take(index)` keeps or repeats rows of the batch, history and conditions included;
+    `.goto(k)` sends the run on from grid point k (the caller has set `.x` to a state at that noise level).
+    """
+
+    def __init__(self, k: int, n: int, t: float, s: float, walk: _Walk) -> None:
+        self.k, self.n, self.t, self.s, self._walk = k, n, t, s, walk
+        self.jump: int | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """The state at time s, (B, ...)."""
+        return self._walk.values["x", self._walk.current]
+
+    @x.setter
+    def x(self, value: Tensor) -> None:
+        if value.shape != self.x.shape:
+            raise ValueError(f"the state has shape {tuple(self.x.shape)}, got {tuple(value.shape)}")
+        self._walk.values["x", self._walk.current] = value
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the denoiser last believed."""
+        assert self._walk.prediction is not None
+        return self._walk.prediction
+
+    def take(self, index: Tensor) -> None:
+        """Go on with these rows of the batch, in this order, repeated or left out."""
+        walk = self._walk
+        walk.values = {term: value[index] for term, value in walk.values.items()}
+        walk.prediction = self.prediction.rows(index)
+        if hasattr(walk.denoiser, "rows"):
+            walk.denoiser = walk.denoiser.rows(index)
+
+    def goto(self, k: int) -> None:
+        """Go on from grid point k, with history cleared."""
+        self.jump = k
+
+
+def _prune(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Leave out intermediate states that nothing uses, and terms whose coefficient is 0."""
+    rows = [Row(r.t, r.alpha, r.sigma, r.step, r.main, None if r.terms is None else
+                {term: c for term, c in r.terms.items() if c != 0}) for r in rows]
+    used = {i for r in rows for kind, i in r.terms or () if kind != "z"}
+    keep = [k for k, r in enumerate(rows) if r.main or r.terms is None or k in used]
+    new = {old: n for n, old in enumerate(keep)}
+    return tuple(
+        Row(r.t, r.alpha, r.sigma, r.step, r.main, None if r.terms is None else
+            {(kind, i if kind == "z" else new[i]): c for (kind, i), c in r.terms.items()})
+        for r in (rows[k] for k in keep)
+    )

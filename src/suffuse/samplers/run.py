@@ -1,0 +1,152 @@
+"""`sample` and `run`: from noise to data, with any denoiser, sampler and grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suffuse import grids
+from suffuse.denoise import evaluating
+from suffuse.random import BrownianPath
+from suffuse.samplers.exponential import dpmpp
+from suffuse.samplers.plan import Plan, RunStep
+from suffuse.samplers.rule import Rule
+from suffuse.schedules import Schedule
+
+__all__ = ["default", "plan_for", "run", "sample"]
+
+Grid = Callable[..., Tensor] | Tensor | Sequence[float]
+
+
+def default(schedule: Schedule, steps: int) -> tuple[Rule, Callable[..., Tensor]]:
+    """The sampler and the grid that `sample` uses when none is named."""
+    return dpmpp(order=2), grids.logsnr
+
+
+def plan_for(
+    schedule: Schedule,
+    *,
+    sampler: Rule | Plan | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: Grid | None = None,
+    start: float = 1.0,
+) -> Plan:
+    """The plan that `sample` would run with these arguments, to look at before paying for it.
+
+    Raises:
+        ValueError: neither or both of `steps` and `nfe` (and no grid of times); a budget too small for one step.
+    """
+    if isinstance(sampler, Plan):
+        if steps is not None or nfe is not None or grid is not None:
+            raise ValueError("a Plan has its own grid: leave out steps, nfe and grid")
+        return sampler
+    times = None if grid is None or callable(grid) else torch.as_tensor(grid, dtype=torch.float64)
+    if times is not None:
+        if steps is not None or nfe is not None:
+            raise ValueError("a grid of times has its own number of steps: leave out steps and nfe")
+        if start < 1.0:
+            times = torch.cat([times.new_tensor([start]), times[times < start]])
+        return (sampler or default(schedule, len(times) - 1)[0]).plan(schedule, times)
+    if (steps is None) == (nfe is None):
+        raise ValueError("say how long: steps=20 counts grid intervals, nfe=20 network evaluations (one of the two)")
+
+    def build(n: int) -> Plan:
+        rule, spacing = default(schedule, n)
+        spacing = spacing if grid is None else grid
+        made = spacing(schedule, n) if start == 1.0 else spacing(schedule, n, start=start)  # type: ignore[operator]
+        return (sampler or rule).plan(schedule, made)
+
+    if steps is not None:
+        return build(steps)
+    assert nfe is not None
+    for n in range(nfe, 0, -1):
+        plan = build(n)
+        if plan.nfe <= nfe:
+            return plan
+    raise ValueError(f"nfe={nfe} is too few: one step of {sampler} costs more")
+
+
+def run(
+    denoiser: Any,
+    noise: Tensor,
+    *,
+    sampler: Any = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: Grid | None = None,
+    seed: int | None = None,
+    first: int = 0,
+    start: tuple[Tensor, float] | None = None,
+    grad: bool = False,
+) -> Iterator[RunStep]:
+    """Like `sample`, one step at a time: progress, previews, early stops and changes of state are the loop body.
+
+    Yields:
+        RunStep with `.k` of `.n`, times `.t` to `.s`, `.x` (settable), `.prediction`, `.take(index)`, `.goto(k)`.
+    """
+    schedule = getattr(denoiser, "schedule", None)
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"a denoiser needs a .schedule, {type(denoiser).__name__} has none: wrap it in sf.Denoiser")
+    if not noise.is_floating_point():
+        raise TypeError(f"noise must be floating point, got {noise.dtype}")
+    time = 1.0 if start is None else float(start[1])
+    if not 0 < time <= 1:
+        raise ValueError(f"start=(x0, t) needs a time in (0, 1], got {time:g}")
+    if isinstance(sampler, Rule) or sampler is None or isinstance(sampler, Plan):
+        sampler = plan_for(schedule, sampler=sampler, steps=steps, nfe=nfe, grid=grid, start=time)
+        time = sampler.grid[0]
+    alpha, sigma = schedule(time)
+    if start is None:
+        x = noise * (alpha * alpha + sigma * sigma) ** 0.5  # what data of unit variance would be there
+    elif start[0].shape != noise.shape:
+        raise ValueError(f"start has shape {tuple(start[0].shape)}, the noise {tuple(noise.shape)}")
+    else:
+        x = alpha * start[0] + sigma * noise
+    path = None if seed is None else BrownianPath(x.shape, seed, first=first, device=x.device, dtype=x.dtype)
+    walk = sampler.run if grad else torch.no_grad()(sampler.run)
+    with evaluating(denoiser):
+        yield from walk(denoiser, x, path)
+
+
+def sample(
+    denoiser: Any,
+    noise: Tensor,
+    *,
+    sampler: Any = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: Grid | None = None,
+    seed: int | None = None,
+    first: int = 0,
+    start: tuple[Tensor, float] | None = None,
+    grad: bool = False,
+) -> Tensor:
+    """Sample from a denoiser.
+
+    Args:
+        denoiser: (x, t) -> Prediction with a `.schedule`.
+        noise: (B, ...) standard normal: `sf.noise(shape, seed)`. It starts at the noise level of the grid's first
+            time, scaled as unit-variance data would be there.
+        sampler: a rule such as `sf.samplers.dpmpp(order=3)`, a `Plan`, or None for the default of this budget.
+        steps: grid intervals; or
+        nfe: network evaluations, at most.
+        grid: a function (schedule, steps) -> times such as `sf.grids.karras`, or the falling times themselves.
+        seed: for stochastic samplers, which raise without one.
+        first: number of the first row, when the batch is a part of a larger one: its noise is then the same.
+        start: (x0, t): begin from data noised to time t (image to image) instead of from pure noise.
+        grad: whether gradients flow through the whole run.
+    Returns:
+        (B, ...) what the denoiser's data looks like (latents, for a latent model: nothing is decoded).
+    Raises:
+        ValueError: no budget or two; a grid that does not fall; a stochastic sampler without a seed.
+        TypeError: the denoiser has no schedule or does not return a Prediction.
+    """
+    out = noise
+    for step in run(denoiser, noise, sampler=sampler, steps=steps, nfe=nfe, grid=grid, seed=seed, first=first,
+                    start=start, grad=grad):
+        out = step.x
+    return out

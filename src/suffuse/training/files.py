@@ -1,0 +1,113 @@
+"""Writing folders that are whole or not there: into a temporary name, then renamed. Reading tensors without pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["ModelFileError", "read_json", "read_tensors", "whole_folder", "write_json", "write_tensors", "write_text"]
+
+
+class ModelFileError(ValueError):
+    """A file that is not what it should be."""
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes `path` when the block ends well, and is gone when it does not.
+
+    A folder that was there before is replaced only after the new one is complete.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        yield work
+        for file in work.iterdir():
+            _sync(file)
+        old = None
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            os.rename(path, old / path.name)
+        os.rename(work, path)
+        os.chmod(path, 0o755)
+        _sync(path.parent)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, or leave the one that is there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON whole, or leave the file that is there."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ModelFileError: the file is missing, or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ModelFileError(f"{path} is missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelFileError(f"{path} is not JSON: {error}") from None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors."""
+    from safetensors.torch import save_file
+
+    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, str(path), metadata)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read safetensors; anything else, pickles first of all, is refused unread.
+
+    Raises:
+        ModelFileError: the file is missing, is a pickle or a zip of one, or is truncated.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except FileNotFoundError:
+        raise ModelFileError(f"{path} is missing") from None
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise ModelFileError(f"{path} is a pickle, which can run code when it is read: save it as safetensors instead")
+    try:
+        return load_file(str(path))
+    except SafetensorError as error:
+        raise ModelFileError(f"{path} is not a whole safetensors file ({error}): was the copy cut short?") from None

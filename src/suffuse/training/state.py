@@ -1,0 +1,95 @@
+"""Checkpoints of a training run, and its log.
+
+`out/checkpoints/step-00000120/` is written under another name and renamed, so a folder of that name is whole; the
+newest two are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from suffuse.training.checkpoint import fill
+from suffuse.training.ema import EMA
+from suffuse.training.files import read_json, read_tensors, whole_folder, write_json, write_tensors, write_text
+
+__all__ = ["Keeper"]
+
+
+class Keeper:
+    """Keeps what a run needs to go on: weights, their average, the optimiser, and how far it was.
+
+    Args:
+        out: the run's folder.
+        settings: what must be the same for a resumed run to be the same run.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+        self.out, self.settings = out, settings
+        self.folder, self.lines = out / "checkpoints", out / "metrics.jsonl"
+
+    def all(self) -> list[Path]:
+        """The checkpoints there are, oldest first."""
+        return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+
+    def clear(self) -> None:
+        """Begin anew: the log and checkpoints of an earlier run in the same folder go."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.lines.unlink(missing_ok=True)
+
+    def write(self, net: nn.Module, average: EMA | None, optimizer: torch.optim.Optimizer, step: int,
+              seconds: float) -> None:
+        """Write a checkpoint after `step` steps."""
+        with whole_folder(self.folder / f"step-{step:08d}") as work:
+            write_tensors(work / "model.safetensors", net.state_dict())
+            if average is not None:
+                write_tensors(work / "ema.safetensors", average.net.state_dict())
+            state = optimizer.state_dict()["state"]
+            write_tensors(work / "optimizer.safetensors",
+                          {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()})
+            write_json(work / "state.json", {"step": step, "seconds": seconds, "settings": self.settings})
+        for old in self.all()[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def restore(self, net: nn.Module, average: EMA | None, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+        """Fill everything from the newest checkpoint; (0, 0.0) when there is none.
+
+        Raises:
+            ValueError: the run was started with other settings.
+            ModelFileError: the checkpoint is damaged.
+        """
+        for part in self.folder.glob(".step-*.part"):  # what a kill left half written
+            shutil.rmtree(part, ignore_errors=True)
+        if not self.all():
+            self.clear()
+            return 0, 0.0
+        newest = self.all()[-1]
+        about = read_json(newest / "state.json")
+        other = [f"{k} was {about['settings'].get(k)!r}, now {v!r}" for k, v in self.settings.items()
+                 if about["settings"].get(k) != v]
+        if other:
+            raise ValueError(f"cannot resume {self.out} with other settings: {'; '.join(other)}")
+        fill(net, read_tensors(newest / "model.safetensors"), newest / "model.safetensors")
+        if average is not None:
+            fill(average.net, read_tensors(newest / "ema.safetensors"), newest / "ema.safetensors")
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, value in read_tensors(newest / "optimizer.safetensors").items():
+            i, key = name.split(".", 1)
+            entries.setdefault(int(i), {})[key] = value
+        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        step = about["step"]
+        if self.lines.exists():
+            whole = [line for line in self.lines.read_text().splitlines() if line.endswith("}")]
+            write_text(self.lines, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
+        return step, about["seconds"]
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        with self.lines.open("a") as file:
+            file.write(json.dumps(entry) + "\n")

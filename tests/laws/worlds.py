@@ -1,0 +1,72 @@
+"""What the laws sweep over: everything exported, and the exact worlds it is held against."""
+
+import itertools
+
+import torch
+
+from suffuse import oracle, parameterize, samplers, schedules
+
+SCHEDULES = {
+    "linear": schedules.Linear(),
+    "cosine": schedules.Cosine(),
+    "vp": schedules.VP(),
+    "ve": schedules.VE(),
+    "ve-edm": schedules.VE(power=1.0),
+    "ddpm": schedules.Discrete.ddpm(),
+    "scaled-linear": schedules.Discrete.scaled_linear(),
+    "discrete-cosine": schedules.Discrete.cosine(),
+    "zero-snr": schedules.Discrete.scaled_linear().zero_terminal_snr(),
+    "linear-shift-3": schedules.Linear().shift(3.0),
+    "vp-shift-half": schedules.VP().shift(0.5),
+}
+
+
+def test_every_exported_schedule_is_here():
+    kinds = {type(s) for s in SCHEDULES.values()}
+    exported = {getattr(schedules, name) for name in schedules.__all__} - {schedules.Schedule}
+    assert kinds == exported
+
+
+PARAMETERIZATIONS = {  # every exported one; a function of the data's spread is taken at its default
+    name: value if isinstance(value, parameterize.Parameterization) else value()
+    for name, value in ((n, getattr(parameterize, n)) for n in parameterize.__all__)
+    if not isinstance(value, type)
+}
+
+OPTIONS = {  # the options of every rule that the laws run with; a rule that is not here runs as it is
+    "ddim": [{"eta": 0.0}, {"eta": 0.5}, {"eta": 1.0}],
+    "ddpm": [{"variance": "small"}, {"variance": "large"}],
+    "dpmpp": [{"order": p, "weights": w} for p, w in itertools.product((1, 2, 3), ("exact", "paper"))],
+}
+
+RULES = {
+    repr(rule(**options)): rule(**options)
+    for name, rule in samplers.rules().items()
+    for options in OPTIONS.get(name, [{}])
+}
+DETERMINISTIC = {name: rule for name, rule in RULES.items() if not rule.stochastic}
+STOCHASTIC = {name: rule for name, rule in RULES.items() if rule.stochastic}
+
+
+def mixture_1d(schedule):
+    """A one-dimensional mixture; a single Gaussian would superconverge."""
+    means = torch.tensor([[-1.2], [0.4], [1.5]], dtype=torch.float64)
+    return oracle.Mixture([0.3, 0.45, 0.25], means, torch.tensor([0.15, 0.3, 0.1], dtype=torch.float64),
+                          schedule=schedule)
+
+
+def transported(world, x, t, s):
+    """Where the exact flow takes one-dimensional x from t to s: it keeps each point's quantile."""
+    def cdf(y, at):
+        alpha, sigma = world.schedule(at)
+        std = (alpha**2 * world.vars[:, 0] + sigma**2).sqrt()
+        z = (y[:, :1] - alpha * world.flat[:, 0]) / std
+        return (world.log_weights.exp() * torch.special.ndtr(z)).sum(1)
+
+    wanted = cdf(x, t)
+    low, high = torch.full_like(x, -200.0), torch.full_like(x, 200.0)
+    for _ in range(200):
+        middle = (low + high) / 2
+        below = cdf(middle, s)[:, None] < wanted[:, None]
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
