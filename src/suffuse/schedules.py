@@ -74,13 +74,17 @@ class Schedule:
             like: data (B, ...) that the two numbers will multiply; they are then shaped and typed to broadcast
                 against it from the left.
         Raises:
-            ValueError: a float t outside [0, 1]; t that does not fit `like`.
+            ValueError: t outside [0, 1] (not looked for on an accelerator); t that does not fit `like`.
         """
         if not isinstance(t, Tensor):
             t = float(t)
             if not 0.0 <= t <= 1.0:
                 raise ValueError(f"t must be in [0, 1] (0 is data, 1 is noise), got {t:g}")
             return self.pair(t)
+        if t.device.type == "cpu" and not torch.compiler.is_compiling():  # never ask an accelerator: it would wait
+            outside = t[(t < 0) | (t > 1)]
+            if len(outside):
+                raise ValueError(f"t must be in [0, 1] (0 is data, 1 is noise), got {outside[0].item():g}")
         alpha, sigma = self.pair(t)
         return (alpha, sigma) if like is None else (left(alpha, like), left(sigma, like))
 

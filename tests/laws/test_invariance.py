@@ -225,9 +225,9 @@ class TestNoise:
             assert (x * x.roll(shift, axis)).mean().abs() < 0.012
 
     def test_a_path_is_brownian_in_its_clock(self):
-        path = BrownianPath((20000, 1), 0, dtype=torch.float64)
+        path = BrownianPath((8000, 1), 0, dtype=torch.float64)
         z = torch.cat([path.increment(a, a + 0.7) for a in (-6.0, -5.3, -4.6, -3.9)], 1)
-        torch.testing.assert_close(torch.cov(z.T), torch.eye(4, dtype=torch.float64), rtol=0, atol=0.04)
+        torch.testing.assert_close(torch.cov(z.T), torch.eye(4, dtype=torch.float64), rtol=0, atol=0.06)
 
     def test_a_path_is_refined_not_redrawn(self):
         import math
@@ -241,9 +241,9 @@ class TestNoise:
         torch.testing.assert_close(coarse, fine / math.sqrt(q[-1] - q[0]), rtol=1e-9, atol=1e-9)
 
     def test_steps_finer_than_the_tree_still_have_variance_one(self):
-        path = BrownianPath((20000, 1), 0, dtype=torch.float64)
+        path = BrownianPath((8000, 1), 0, dtype=torch.float64)
         z = torch.cat([path.increment(0.002 * i, 0.002 * (i + 1)) for i in range(8)], 1)
-        torch.testing.assert_close(torch.cov(z.T), torch.eye(8, dtype=torch.float64), rtol=0, atol=0.05)
+        torch.testing.assert_close(torch.cov(z.T), torch.eye(8, dtype=torch.float64), rtol=0, atol=0.07)
 
     def test_a_motion_after_a_rise_is_new(self):
         path = BrownianPath((5000, 1), 0, dtype=torch.float64)

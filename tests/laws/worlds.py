@@ -65,7 +65,7 @@ def transported(world, x, t, s):
 
     wanted = cdf(x, t)
     low, high = torch.full_like(x, -200.0), torch.full_like(x, 200.0)
-    for _ in range(200):
+    for _ in range(70):
         middle = (low + high) / 2
         below = cdf(middle, s)[:, None] < wanted[:, None]
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)

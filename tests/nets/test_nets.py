@@ -3,66 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from suffuse.nets import MLP, DiT, Label, Scalar, Spatial, Tokens, UNet, Vector, tapped
-
-SPECS = {
-    "label": Label(5),
-    "style": Vector(3),
-    "to": Scalar(),
-    "text": Tokens(4, vocab=9),
-    "points": Tokens(2),
-    "depth": Spatial(2, optional=True),
-}
-GIVEN = {
-    "label": lambda b, size: torch.arange(b) % 5,
-    "style": lambda b, size: torch.randn(b, 3),
-    "to": lambda b, size: torch.rand(b),
-    "text": lambda b, size: torch.randint(0, 9, (b, 4)),
-    "points": lambda b, size: torch.randn(b, 6, 2),
-    "depth": lambda b, size: torch.randn(b, 2, *size),
-}
-BUILD = {
-    "mlp": partial(MLP, 3, width=16, depth=2),
-    "unet1": partial(UNet, 2, width=8, multipliers=(1, 2), blocks=1, heads=2, dims=1),
-    "unet2": partial(UNet, 2, width=8, multipliers=(1, 2), blocks=1, heads=2),
-    "unet3": partial(UNet, 2, width=8, multipliers=(1, 2), blocks=1, heads=2, dims=3),
-    "dit1": partial(DiT, 2, width=16, depth=2, heads=2, dims=1),
-    "dit2": partial(DiT, 2, width=16, depth=2, heads=2),
-    "dit3": partial(DiT, 2, width=16, depth=2, heads=2, dims=3),
-}
-SIZES = {"mlp": (), "unet1": (12,), "unet2": (4, 6), "unet3": (2, 4, 6)}
-SIZES |= {"dit1": (12,), "dit2": (4, 6), "dit3": (2, 4, 6)}
-EVERY = pytest.mark.parametrize("kind", BUILD)
-IMAGES = pytest.mark.parametrize("kind", [kind for kind in BUILD if kind != "mlp"])
-
-
-def specs_for(kind: str) -> dict:
-    return {name: spec for name, spec in SPECS.items() if kind != "mlp" or name != "depth"}
-
-
-def randomise(net: nn.Module) -> nn.Module:
-    torch.manual_seed(1)
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return net.eval()
-
-
-def batch(kind: str, rows: int = 3, specs: dict | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    torch.manual_seed(2)
-    size = SIZES[kind]
-    x = torch.randn(rows, 3) if kind == "mlp" else torch.randn(rows, 2, *size)
-    names = specs_for(kind) if specs is None else specs
-    return x, torch.rand(rows), {name: GIVEN[name](rows, size) for name in names}
-
-
-def doubled(told: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.double() if value.is_floating_point() else value for name, value in told.items()}
+from suffuse.nets import DiT, UNet, tapped
+from tests.nets.kinds import BUILD, EVERY, SPECS, batch, doubled, randomise, specs_for
 
 
 @EVERY
@@ -258,92 +205,3 @@ def test_a_unet_level_of_one_pixel_still_tells_images_apart() -> None:
     net(torch.randn(2, 1, 4, 4), torch.full((2,), 0.5))
     assert heard[0].shape[2:] == (1, 1)
     assert (heard[0][0] - heard[0][1]).abs().max() > 0.1
-
-
-# Misuse
-
-
-@EVERY
-def test_a_missing_and_an_unknown_condition_are_named(kind: str) -> None:
-    net = BUILD[kind](conditions={"label": Label(5), "to": Scalar()})
-    x, t, _ = batch(kind)
-    label = torch.zeros(3, dtype=torch.long)
-    with pytest.raises(TypeError, match="takes the conditions label, to: missing to$"):
-        net(x, t, label=label)
-    with pytest.raises(TypeError, match="takes the conditions label, to: missing to and unknown two$"):
-        net(x, t, label=label, two=t)
-    with pytest.raises(TypeError, match="takes no conditions: unknown label$"):
-        BUILD[kind](conditions={})(x, t, label=label)
-
-
-@pytest.mark.parametrize(
-    ("net", "size", "message"),
-    [
-        (UNet(1, width=8), (30, 30), r"UNet with 3 levels halves 2 times: sizes must be multiples of 4, "
-                                     r"got \(30, 30\); \(28, 28\) or \(32, 32\) would fit"),
-        (UNet(1, width=8, dims=1), (3,), r"got \(3,\); \(4,\) would fit"),
-        (UNet(1, width=8, dims=3), (4, 6, 8), r"\(4, 4, 8\) or \(4, 8, 8\) would fit"),
-        (DiT(1, patch=4, depth=1), (8, 10), r"patches of side 4: sizes must be multiples of 4, "
-                                            r"got \(8, 10\); \(8, 8\) or \(8, 12\) would fit"),
-    ],
-)
-def test_a_size_that_does_not_fit_names_sizes_that_do(net: nn.Module, size: tuple[int, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        net(torch.zeros(1, 1, *size), torch.zeros(1))
-
-
-@IMAGES
-def test_the_wrong_number_of_channels_or_dimensions_is_an_error(kind: str) -> None:
-    net, (x, t, _) = BUILD[kind](conditions={}), batch(kind)
-    for wrong in (x[:, :1], x[..., None], x[0]):
-        with pytest.raises(ValueError, match=r"takes x of shape \(B, 2, "):
-            net(wrong, t[: len(wrong)])
-
-
-@pytest.mark.parametrize("shape", [(2, 1, 3), (2, 4), (3,)])
-def test_an_mlp_does_not_flatten_silently(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"MLP takes x of shape \(B, 3\), got"):
-        MLP(3)(torch.zeros(shape), torch.zeros(shape[0]))
-
-
-def test_an_mlp_refuses_a_spatial_condition_when_built() -> None:
-    with pytest.raises(ValueError, match="no pixels to join 'depth' to"):
-        MLP(3, conditions={"depth": Spatial(1)})
-
-
-@EVERY
-def test_times_and_conditions_must_have_one_row_each(kind: str) -> None:
-    net = BUILD[kind](conditions={"label": Label(5)})
-    x, t, told = batch(kind, specs=["label"])
-    with pytest.raises(ValueError, match=r"one time per row, shape \(3,\), got \(1,\)"):
-        net(x, t[:1], **told)
-    with pytest.raises(ValueError, match="label must have one row for each of x's 3, got 1"):
-        net(x, t, label=told["label"][:1])
-
-
-def test_a_spatial_condition_must_have_the_size_of_x() -> None:
-    net = DiT(2, depth=1, conditions={"depth": Spatial(1)})
-    with pytest.raises(ValueError, match=r"depth must have x's spatial size \(4, 4\), got \(8, 8\)"):
-        net(torch.zeros(1, 2, 4, 4), torch.zeros(1), depth=torch.zeros(1, 1, 8, 8))
-
-
-@pytest.mark.parametrize("build", [lambda: UNet(1, dims=4), lambda: DiT(1, dims=0)])
-def test_only_one_two_or_three_dimensions(build: object) -> None:
-    with pytest.raises(ValueError, match="dims must be 1, 2 or 3, got"):
-        build()
-
-
-def test_heads_must_divide_the_channels() -> None:
-    with pytest.raises(ValueError, match="heads must divide the 128 channels of its layer, got 5"):
-        DiT(1, heads=5)
-
-
-@pytest.mark.parametrize("name", ["x", "t", "a b"])
-def test_a_condition_needs_a_name_that_can_be_passed(name: str) -> None:
-    with pytest.raises(ValueError, match="identifier other than x and t"):
-        MLP(2, conditions={name: Label(2)})
-
-
-def test_conditions_are_specs() -> None:
-    with pytest.raises(TypeError, match=r"'label' must be a spec such as Label\(10\), got 10"):
-        MLP(2, conditions={"label": 10})

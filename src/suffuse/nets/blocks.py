@@ -116,7 +116,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attend from every position of x to the tokens; the output layer starts at zero, so a fresh one adds nothing.
+    """Attend from every position of norm(x) to the tokens; the output layer starts at zero.
 
     Args:
         width: channels of x; a multiple of `heads`.
@@ -127,6 +127,7 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, tokens: int, heads: int) -> None:
         super().__init__()
         self.heads = _divides(heads, width)
+        self.norm = nn.LayerNorm(width)
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(tokens, 2 * width)
         self.attention = Attention("cross")
@@ -134,7 +135,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor, visible: Tensor) -> Tensor:
         """(B, L, width), (B, M, tokens), bool (B, 1, 1, M) -> (B, L, width)."""
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = self.q(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.out(self.attention(q, k, v, visible).transpose(1, 2).flatten(2))
 

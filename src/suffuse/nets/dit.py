@@ -113,7 +113,6 @@ class _Block(nn.Module):
         self.modulation = zero(nn.Linear(width, 6 * width))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.self_attention = SelfAttention(width, heads)
-        self.cross_norm = None if tokens is None else nn.LayerNorm(width, eps=1e-6)
         self.cross_attention = None if tokens is None else CrossAttention(width, tokens, heads)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))
         self.dropout = nn.Dropout(dropout)
@@ -122,5 +121,5 @@ class _Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(told.embedding)[:, None].chunk(6, -1)
         h = torch.addcmul(h, gate1, self.dropout(self.self_attention(modulate(self.norm(h), shift1, scale1))))
         if self.cross_attention is not None:
-            h = h + self.dropout(self.cross_attention(self.cross_norm(h), told.tokens, told.visible))
+            h = h + self.dropout(self.cross_attention(h, told.tokens, told.visible))
         return torch.addcmul(h, gate2, self.dropout(self.mlp(modulate(self.norm(h), shift2, scale2))))

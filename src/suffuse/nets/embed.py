@@ -54,9 +54,9 @@ def positions(shape: tuple[int, ...], size: int, device: torch.device) -> Tensor
 class Project(nn.Linear):
     """`nn.Linear` for inputs of any float dtype: they are cast to the weight's."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """W x + b: (..., in) -> (..., out)."""
-        return super().forward(x.to(self.weight.dtype))
+        return super().forward(input.to(self.weight.dtype))
 
 
 class TimeEmbedding(nn.Module):

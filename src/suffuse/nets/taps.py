@@ -1,5 +1,7 @@
 """One tap on every attention: read or change what any network attends to, without touching the network.
 
+For example, with `sharpen` a function from probabilities to probabilities:
+
     with tapped(net, lambda site, q, k, v, mask: attend(q, k, v, mask, edit=sharpen)):
         x = sample(...)
 """

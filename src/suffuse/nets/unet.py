@@ -77,28 +77,23 @@ class UNet(nn.Module):
 
         now = self.width
         self.stem = _conv(self.dims, self.channels + self.told.channels, now)
-        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         skips = [now]
         for level, multiplier in enumerate(self.multipliers):
             if level:
-                self.shrink.append(_conv(self.dims, now, now, stride=2))
+                self.down.append(_Shrink(now, self.dims))
                 skips.append(now)
-            steps = nn.ModuleList()
             for _ in range(self.blocks):
-                steps.append(step(now, multiplier * self.width, level in attending))
+                self.down.append(step(now, multiplier * self.width, level in attending))
                 now = multiplier * self.width
                 skips.append(now)
-            self.down.append(steps)
-        self.middle = nn.ModuleList([step(now, now, True), step(now, now, False)])
-        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        self.middle.extend([step(now, now, True), step(now, now, False)])
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             if level < levels - 1:
-                self.grow.append(_conv(self.dims, now, now))
-            steps = nn.ModuleList()
+                self.up.append(_Grow(now, self.dims))
             for _ in range(self.blocks + 1):
-                steps.append(step(now + skips.pop(), multiplier * self.width, level in attending))
+                self.up.append(step(now + skips.pop(), multiplier * self.width, level in attending))
                 now = multiplier * self.width
-            self.up.append(steps)
         self.norm = _norm(now)
         self.out = zero(_conv(self.dims, now, self.out_channels or self.channels))
 
@@ -121,20 +116,13 @@ class UNet(nn.Module):
         x, told = self.told(x, t, conditions)
         h = self.stem(x)
         skips = [h]
-        for level, steps in enumerate(self.down):
-            if level:
-                h = self.shrink[level - 1](h)
-                skips.append(h)
-            for step in steps:
-                h = step(h, told)
-                skips.append(h)
-        for step in self.middle:
-            h = step(h, told)
-        for level, steps in enumerate(self.up):
-            if level:
-                h = self.grow[level - 1](F.interpolate(h, scale_factor=2, mode="nearest"))
-            for step in steps:
-                h = step(torch.cat([h, skips.pop()], 1), told)
+        for layer in self.down:
+            h = layer(h, told)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, told)
+        for layer in self.up:
+            h = layer(h if isinstance(layer, _Grow) else torch.cat([h, skips.pop()], 1), told)
         return self.out(F.silu(self.norm(h)))
 
 
@@ -148,6 +136,28 @@ class _Step(nn.Module):
     def forward(self, h: Tensor, told: Told) -> Tensor:
         h = self.block(h, told.embedding)
         return h if self.attention is None else self.attention(h, told)
+
+
+class _Shrink(nn.Module):
+    """Half the resolution, by a convolution of stride 2."""
+
+    def __init__(self, width: int, dims: int) -> None:
+        super().__init__()
+        self.conv = _conv(dims, width, width, stride=2)
+
+    def forward(self, h: Tensor, told: Told) -> Tensor:
+        return self.conv(h)
+
+
+class _Grow(nn.Module):
+    """Twice the resolution: every value repeated, then a convolution."""
+
+    def __init__(self, width: int, dims: int) -> None:
+        super().__init__()
+        self.conv = _conv(dims, width, width)
+
+    def forward(self, h: Tensor, told: Told) -> Tensor:
+        return self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
 
 
 class _ResBlock(nn.Module):
@@ -178,14 +188,13 @@ class _Attention(nn.Module):
         self.self_norm = nn.LayerNorm(width)
         self.self_attention = SelfAttention(width, heads)
         zero(self.self_attention.out)
-        self.cross_norm = None if tokens is None else nn.LayerNorm(width)
         self.cross_attention = None if tokens is None else CrossAttention(width, tokens, heads)
 
     def forward(self, h: Tensor, told: Told) -> Tensor:
         flat = h.flatten(2).transpose(1, 2)
         flat = flat + self.self_attention(self.self_norm(flat))
         if self.cross_attention is not None:
-            flat = flat + self.cross_attention(self.cross_norm(flat), told.tokens, told.visible)
+            flat = flat + self.cross_attention(flat, told.tokens, told.visible)
         return flat.transpose(1, 2).reshape(h.shape)
 
 

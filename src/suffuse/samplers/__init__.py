@@ -4,11 +4,11 @@ from suffuse.samplers.ancestral import consistency, ddim, ddpm
 from suffuse.samplers.exponential import dpmpp
 from suffuse.samplers.plan import Plan, PlanError, RunStep, combine
 from suffuse.samplers.rule import Rule, sampler
-from suffuse.samplers.run import default, run, sample
+from suffuse.samplers.run import default, plan_for, run, sample
 from suffuse.samplers.stages import heun
 
 __all__ = ["Plan", "PlanError", "Rule", "RunStep", "combine", "consistency", "ddim", "ddpm", "default", "dpmpp",
-           "heun", "rules", "run", "sample", "sampler"]
+           "heun", "plan_for", "rules", "run", "sample", "sampler"]
 
 
 def rules() -> dict[str, Rule]:

@@ -1,0 +1,103 @@
+"""Pictures that can be made again: grids, film strips, animations and curves, with their recipe inside."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["animation", "grid", "loss_curve", "read_recipe", "save_png"]
+
+KEY = "suffuse"
+
+
+def grid(x: Tensor, columns: int, *, scale: int = 1, gap: int = 1) -> Image:
+    """A picture of many pictures, row by row.
+
+    Args:
+        x: (N, 1 or 3, H, W) in [-1, 1]; values outside are clipped.
+        columns: pictures side by side. scale: pixels become squares of this side. gap: pixels between pictures.
+    Raises:
+        ValueError: x is not a batch of grey or colour images.
+    """
+    from PIL import Image
+
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"pictures must be (N, 1 or 3, H, W), got {tuple(x.shape)}")
+    n, c, h, w = x.shape
+    rows = -(-n // columns)
+    sheet = torch.full((3, rows * (h + gap) + gap, columns * (w + gap) + gap), 40, dtype=torch.uint8)
+    values = ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(n, 3, h, w)
+    for i in range(n):
+        top, left = (i // columns) * (h + gap) + gap, (i % columns) * (w + gap) + gap
+        sheet[:, top : top + h, left : left + w] = values[i]
+    sheet = sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    return Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy())
+
+
+def save_png(image: Image, path: str | Path, recipe: dict[str, Any] | None = None) -> None:
+    """Write a PNG; its recipe goes into it and into a JSON file beside it."""
+    from PIL.PngImagePlugin import PngInfo
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    info = PngInfo()
+    if recipe is not None:
+        text = json.dumps(recipe, indent=2, sort_keys=True)
+        info.add_text(KEY, text)
+        part = path.with_suffix(".json.part")
+        part.write_text(text + "\n")
+        os.replace(part, path.with_suffix(".json"))
+    part = path.with_name(f".{path.name}.part")
+    image.save(part, format="PNG", pnginfo=info)
+    os.replace(part, path)
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The recipe inside a picture that suffuse made.
+
+    Raises:
+        FileNotFoundError: there is no such picture.
+        ValueError: it is not a picture, or holds no recipe.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(KEY)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a picture") from None
+    if text is None:
+        raise ValueError(f"{path} holds no recipe: it was not made by suffuse, or was saved again by another program")
+    return json.loads(text)
+
+
+def animation(frames: Sequence[Image], path: str | Path, *, milliseconds: int = 90, hold: int = 1500) -> None:
+    """Write a looping GIF; the last frame stays for `hold` milliseconds."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    times = [milliseconds] * (len(frames) - 1) + [hold]
+    frames[0].save(part, format="GIF", save_all=True, append_images=list(frames[1:]), duration=times, loop=0)
+    os.replace(part, path)
+
+
+def loss_curve(lines: Sequence[dict[str, float]], path: str | Path) -> None:
+    """Plot the loss against samples seen, from the lines of metrics.jsonl."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([e["samples"] for e in lines], [e["loss"] for e in lines], lw=1.2, color="#2a6f97")
+    axes.set(xlabel="samples seen", ylabel="training loss (mean squared error)", yscale="log")
+    axes.grid(alpha=0.3)
+    part = Path(path).with_name(f".{Path(path).name}.part")
+    figure.savefig(part, dpi=120, format="png", metadata={"Software": None})
+    os.replace(part, path)
