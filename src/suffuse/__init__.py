@@ -1,10 +1,10 @@
 """suffuse: diffusion and flow models in one small algebra, every part proved against a case whose answer is known.
 
-    import suffuse as sf
+import suffuse as sf
 
-    model = sf.Denoiser(net, sf.schedules.Linear(), predicts="velocity")
-    noise = sf.noise((16, 3, 32, 32), seed=0)
-    x = sf.sample(model.given(label=3), noise, steps=20)
+model = sf.Denoiser(net, sf.schedules.Linear(), predicts="velocity")
+noise = sf.noise((16, 3, 32, 32), seed=0)
+x = sf.sample(model.given(label=3), noise, steps=20)
 """
 
 from __future__ import annotations
@@ -28,14 +28,55 @@ _WHERE = {
     "sample": "samplers",
     "save": "training",
 }
-_MODULES = ("data", "denoise", "grids", "guidance", "losses", "metrics", "nets", "operators", "oracle", "parameterize",
-            "random", "recipes", "samplers", "schedules", "training")
-
-__all__ = [*_WHERE, *_MODULES, "__version__"]
+__all__ = [
+    "BrownianPath",
+    "Codec",
+    "Denoiser",
+    "Prediction",
+    "__version__",
+    "data",
+    "denoise",
+    "denoiser",
+    "fit",
+    "grids",
+    "guidance",
+    "guide",
+    "load",
+    "losses",
+    "metrics",
+    "nets",
+    "noise",
+    "operators",
+    "oracle",
+    "parameterize",
+    "random",
+    "recipes",
+    "run",
+    "sample",
+    "samplers",
+    "save",
+    "schedules",
+    "training",
+]
 
 if TYPE_CHECKING:
-    from suffuse import data, denoise, grids, losses, metrics, nets, operators, oracle, parameterize, random, recipes
-    from suffuse import guidance, samplers, schedules, training
+    from suffuse import (
+        data,
+        denoise,
+        grids,
+        guidance,
+        losses,
+        metrics,
+        nets,
+        operators,
+        oracle,
+        parameterize,
+        random,
+        recipes,
+        samplers,
+        schedules,
+        training,
+    )
     from suffuse.codec import Codec
     from suffuse.denoise import Denoiser, denoiser
     from suffuse.guidance import guide
@@ -48,7 +89,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         value = getattr(importlib.import_module(f"suffuse.{_WHERE[name]}"), name)
-    elif name in _MODULES:
+    elif name in __all__:
         value = importlib.import_module(f"suffuse.{name}")
     else:
         raise AttributeError(f"module 'suffuse' has no attribute {name!r}")

@@ -60,8 +60,9 @@ class Train:
         from suffuse.recipes import digits
 
         chosen = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr, "dropout": self.dropout}
-        run = digits.train(self.out, seed=self.seed, resume=self.resume,
-                           **{k: v for k, v in chosen.items() if v is not None})
+        run = digits.train(
+            self.out, seed=self.seed, resume=self.resume, **{k: v for k, v in chosen.items() if v is not None}
+        )
         say(f"trained in {run.train_seconds:.0f} s: {run.path / 'model'}")
         say(f"next: suffuse evaluate {run.path}; suffuse sample {run.path} --out samples.png")
 
@@ -94,8 +95,18 @@ class Sample:
 
     def __call__(self) -> None:
         """Sample."""
-        recipe = {"run": str(self.run), "label": list(self.label), "n": self.n, "w": self.w, "sampler": self.sampler,
-                  "order": self.order, "eta": self.eta, "steps": self.steps, "grid": self.grid, "seed": self.seed}
+        recipe = {
+            "run": str(self.run),
+            "label": list(self.label),
+            "n": self.n,
+            "w": self.w,
+            "sampler": self.sampler,
+            "order": self.order,
+            "eta": self.eta,
+            "steps": self.steps,
+            "grid": self.grid,
+            "seed": self.seed,
+        }
         draw(recipe, self.out)
         say(f"{self.out}: {self.n} samples, recipe inside and in {self.out.with_suffix('.json').name}")
 
@@ -132,9 +143,13 @@ class Info:
         model = run.model()
         parameters = sum(p.numel() for net in networks(model) for p in net.parameters())
         lines = {
-            "recipe": run.recipe, "model": repr(model), "parameters": f"{parameters:,}", "data": f"{run.shape}",
+            "recipe": run.recipe,
+            "model": repr(model),
+            "parameters": f"{parameters:,}",
+            "data": f"{run.shape}",
             "takes": ", ".join(f"{k}: {v}" for k, v in model.conditions.items()) or "no conditions",
-            "trained": f"{run.train_seconds:.0f} s with {run.settings}", "hash": run.model_hash,
+            "trained": f"{run.train_seconds:.0f} s with {run.settings}",
+            "hash": run.model_hash,
         }
         for name, value in lines.items():
             say(f"{name:>11}  {value}")
@@ -154,7 +169,9 @@ class Samplers:
         table = Table("name", "options", "order", "calls a step", "noise", "paper", box=None, pad_edge=False)
         for name, rule in rules().items():
             options = ", ".join(f"{k}={v}" for k, v in rule.options.items())
-            table.add_row(name, options, f"{rule.order:g}", str(rule.stages), "yes" if rule.stochastic else "no", rule.paper)
+            table.add_row(
+                name, options, f"{rule.order:g}", str(rule.stages), "yes" if rule.stochastic else "no", rule.paper
+            )
         Console().print(table)
 
 
@@ -174,14 +191,18 @@ class Reproduce:
 
         recipe = read_recipe(self.picture)
         if "run" not in recipe:
-            raise ValueError(f"{self.picture} was made by {recipe.get('made by', 'another command')}, not by `suffuse sample`")
+            raise ValueError(
+                f"{self.picture} was made by {recipe.get('made by', 'another command')}, not by `suffuse sample`"
+            )
         out = self.out or self.picture.with_suffix(".again.png")
         if out.resolve() == self.picture.resolve():
             raise ValueError(f"--out is the picture itself, {out}: choose another name")
         draw(recipe, out, run=self.run)
         if out.read_bytes() != self.picture.read_bytes():
-            raise ValueError(f"{out} differs from {self.picture}: made with suffuse {recipe['suffuse']} and torch "
-                             f"{recipe['torch']}, on another machine or another number of threads?")
+            raise ValueError(
+                f"{out} differs from {self.picture}: made with suffuse {recipe['suffuse']} and torch "
+                f"{recipe['torch']}, on another machine or another number of threads?"
+            )
         say(f"{out}: the same bytes")
 
 
@@ -213,18 +234,28 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
     if recipe["w"] != 1.0:
         blank = [name for name, spec in model.conditions.items() if not getattr(spec, "optional", True)]
         if blank:
-            raise ValueError(f"w={recipe['w']:g} needs a negative, and this model has no null {blank[0]!r}: train it "
-                             "with label dropout, or leave out --w")
+            raise ValueError(
+                f"w={recipe['w']:g} needs a negative, and this model has no null {blank[0]!r}: train it "
+                "with label dropout, or leave out --w"
+            )
         if not recipe["label"]:
             raise ValueError(f"w={recipe['w']:g} guides towards a label: say which with --label")
         denoiser = guide(denoiser, model, recipe["w"])
     spacing = None if recipe["grid"] is None else getattr(grids, recipe["grid"])
-    x = torch.cat([
-        sample(denoiser.rows(slice(i, i + 256)) if hasattr(denoiser, "rows") else denoiser,
-               noise((min(256, n - i), *made.shape), recipe["seed"], first=i),
-               sampler=rule, steps=recipe["steps"], grid=spacing, seed=recipe["seed"], first=i)
-        for i in range(0, n, 256)
-    ])
+    x = torch.cat(
+        [
+            sample(
+                denoiser.rows(slice(i, i + 256)) if hasattr(denoiser, "rows") else denoiser,
+                noise((min(256, n - i), *made.shape), recipe["seed"], first=i),
+                sampler=rule,
+                steps=recipe["steps"],
+                grid=spacing,
+                seed=recipe["seed"],
+                first=i,
+            )
+            for i in range(0, n, 256)
+        ]
+    )
     full = recipe | {"model_hash": made.model_hash, "suffuse": __version__, "torch": torch.__version__}
     columns = max(1, round(n**0.5))
     pictures.save_png(pictures.grid(x, columns, scale=max(1, 48 // made.shape[-1])), out, full)
@@ -232,12 +263,18 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
 
 def summary(result: dict[str, Any]) -> None:
     """The four numbers that matter."""
-    for name, title in (("label_accuracy", "label accuracy"), ("frechet_ratio", "Frechet ratio (1 = real data)"),
-                        ("recall", "recall"), ("memorised", "memorised (real data: 0.01)")):
+    for name, title in (
+        ("label_accuracy", "label accuracy"),
+        ("frechet_ratio", "Frechet ratio (1 = real data)"),
+        ("recall", "recall"),
+        ("memorised", "memorised (real data: 0.01)"),
+    ):
         low, high = result[name]["interval"]
         say(f"{title:>30}  {result[name]['value']:.3f}   [{low:.3f}, {high:.3f}]  n={result[name]['n']}")
-    say(f"{'at':>30}  {result['nfe']} evaluations a sample, {result['samples_per_second']:.0f} samples/s, "
-        f"trained in {result['train_seconds']:.0f} s")
+    say(
+        f"{'at':>30}  {result['nfe']} evaluations a sample, {result['samples_per_second']:.0f} samples/s, "
+        f"trained in {result['train_seconds']:.0f} s"
+    )
 
 
 def say(text: str) -> None:

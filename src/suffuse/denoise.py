@@ -30,7 +30,7 @@ class Condition(Protocol):
         ...
 
     def null(self, name: str, x: Tensor) -> Tensor:
-        """"Told nothing" for every row of x; raises if the network was not made for that."""
+        """The value that means "told nothing" for every row of x; raises if the network was not made for that."""
         ...
 
 
@@ -66,13 +66,17 @@ class _Base:
                 f"{schedule} ends at logsnr {there:.3g}, noisier than {self.schedule} ever is ({here:.3g}): "
                 "pass clip=True to answer there as at t=1"
             )
-        return denoiser(_retimed, parts=[self], schedule=schedule, settings={"schedule": schedule},
-                        extra={"schedule": schedule, "rebuild": short}, name="on")
+        return denoiser(
+            _retimed,
+            parts=[self],
+            schedule=schedule,
+            settings={"schedule": schedule},
+            extra={"schedule": schedule, "rebuild": short},
+            name="on",
+        )
 
 
-def _retimed(
-    x: Tensor, t: Any, to: Any, part: Any, *, schedule: Schedule, rebuild: bool
-) -> Prediction:
+def _retimed(x: Tensor, t: Any, to: Any, part: Any, *, schedule: Schedule, rebuild: bool) -> Prediction:
     alpha, sigma = schedule(t, like=x)
     base = part.schedule
 
@@ -214,8 +218,9 @@ def _rows_of(t: Any, x: Tensor) -> Tensor:
         return t.to(x.device)
     if isinstance(t, Tensor):
         return t.to(x.device).expand(x.shape[0])
-    return torch.full((x.shape[0],), t, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
-                      device=x.device)
+    return torch.full(
+        (x.shape[0],), t, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device
+    )
 
 
 def _dtype(net: Any, x: Tensor) -> torch.dtype:
@@ -242,8 +247,10 @@ class Composed(_Base):
 
     def rows(self, index: Any) -> Composed:
         """The denoiser of some rows of a batch, with everything in it that is kept by row."""
-        rows = {k: v[index] if isinstance(v, Tensor) and v.ndim and v.shape[0] > 1 else v
-                for k, v in self._rest["rows"].items()}
+        rows = {
+            k: v[index] if isinstance(v, Tensor) and v.ndim and v.shape[0] > 1 else v
+            for k, v in self._rest["rows"].items()
+        }
         parts = [p.rows(index) if hasattr(p, "rows") else p for p in self.parts]
         return Composed(self.fn, parts, **(self._rest | {"rows": rows}))
 
@@ -288,10 +295,20 @@ def denoiser(
         raise ValueError("a denoiser needs at least one part")
     schedules = [p.schedule for p in parts]
     if any(s != schedules[0] for s in schedules):
-        raise ValueError(f"the parts live on different schedules, {', '.join(map(str, schedules))}: "
-                         "bring them together with .on(schedule)")
-    return Composed(fn, parts, name=name or getattr(fn, "__name__", "denoiser"), settings=dict(settings or {}),
-                    rows=dict(rows or {}), extra=dict(extra or {}), state=state, schedule=schedule or schedules[0])
+        raise ValueError(
+            f"the parts live on different schedules, {', '.join(map(str, schedules))}: "
+            "bring them together with .on(schedule)"
+        )
+    return Composed(
+        fn,
+        parts,
+        name=name or getattr(fn, "__name__", "denoiser"),
+        settings=dict(settings or {}),
+        rows=dict(rows or {}),
+        extra=dict(extra or {}),
+        state=state,
+        schedule=schedule or schedules[0],
+    )
 
 
 def fresh(part: Any) -> Any:
@@ -332,8 +349,13 @@ def together(parts: Sequence[Any], x: Tensor, t: Any, to: Any = None) -> list[Pr
 
 
 def _same_network(a: Any, b: Any) -> bool:
-    return (isinstance(a, Denoiser) and isinstance(b, Denoiser) and a.net is b.net and a.schedule == b.schedule
-            and a.parameterization == b.parameterization)
+    return (
+        isinstance(a, Denoiser)
+        and isinstance(b, Denoiser)
+        and a.net is b.net
+        and a.schedule == b.schedule
+        and a.parameterization == b.parameterization
+    )
 
 
 def networks(part: Any) -> list[nn.Module]:

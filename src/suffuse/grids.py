@@ -36,7 +36,13 @@ def uniform(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 
 
 
 def logsnr(
-    schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 0.0, highest: float = 10.0, lowest: float = -10.0
+    schedule: Schedule,
+    steps: int,
+    *,
+    start: float = 1.0,
+    end: float = 0.0,
+    highest: float = 10.0,
+    lowest: float = -10.0,
 ) -> Tensor:
     """logsnr uniform from its value at `start` (or `lowest`, where that is infinite or below) to `highest`, then `end`.
 
@@ -50,8 +56,14 @@ def logsnr(
 
 
 def karras(
-    schedule: Schedule, steps: int, *, rho: float = 7.0, start: float = 1.0, end: float = 0.0,
-    sigma_min: float = 0.002, sigma_max: float = 80.0,
+    schedule: Schedule,
+    steps: int,
+    *,
+    rho: float = 7.0,
+    start: float = 1.0,
+    end: float = 0.0,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
 ) -> Tensor:
     """s = sigma/alpha with s^(1/rho) uniform from s(start) (at most `sigma_max`) to `sigma_min`, then `end`.
 
@@ -95,8 +107,12 @@ def leading(schedule: Schedule, steps: int, *, offset: int = 0, end: float = 0.0
 def linspace(schedule: Schedule, steps: int, *, end: float = 0.0) -> Tensor:
     """Indices 0 to T - 1 in n equal parts, rounded, falling.   Lin et al. 2024, table 2."""
     T = _discrete(schedule, steps)
-    return _indices(schedule, steps, [round((T - 1) * k / max(steps - 1, 1)) for k in range(steps)][::-1]
-                    if steps > 1 else [T - 1], end)
+    return _indices(
+        schedule,
+        steps,
+        [round((T - 1) * k / max(steps - 1, 1)) for k in range(steps)][::-1] if steps > 1 else [T - 1],
+        end,
+    )
 
 
 def trailing(schedule: Schedule, steps: int, *, end: float = 0.0) -> Tensor:

@@ -203,8 +203,9 @@ class Mixture:
         means = self.flat + torch.einsum("kdm,km->kd", gain, r)
         post = covs - gain @ cross.mT
         weights = (self.log_weights + evidence).softmax(0)
-        made = Mixture(weights, means.reshape(-1, *self.shape), (post + post.mT) / 2, schedule=self.schedule,
-                       labels=self.labels)
+        made = Mixture(
+            weights, means.reshape(-1, *self.shape), (post + post.mT) / 2, schedule=self.schedule, labels=self.labels
+        )
         return made._like(dtype=self.dtype)
 
 
@@ -228,5 +229,7 @@ class Empirical(Mixture):
         points: (N, ...) equally likely. labels: (N,) for `.given(label=...)`.
     """
 
-    def __init__(self, points: Tensor, *, schedule: Schedule | None = None, labels: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, points: Tensor, *, schedule: Schedule | None = None, labels: Sequence[int] | None = None
+    ) -> None:
         super().__init__(torch.ones(len(points)), points, 0.0, schedule=schedule, labels=labels)

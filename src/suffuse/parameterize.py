@@ -126,12 +126,15 @@ class Prediction:
 
     def rows(self, index: Any) -> Prediction:
         """The same prediction for some rows of the batch, in the order of `index`."""
+
         def take(value: Any) -> Any:
             batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == self.x.shape[0]
             return value[index] if batched else value
 
         return Prediction(
-            self.x[index], take(self.alpha), take(self.sigma),
+            self.x[index],
+            take(self.alpha),
+            take(self.sigma),
             x0=(lambda: self.x0[index]) if self._x0 is not None else None,
             eps=(lambda: self.eps[index]) if self._eps is not None else None,
             var=take(self.var),
@@ -169,7 +172,9 @@ class Parameterization:
             )
         plain_x0, plain_eps = not isinstance(b, Tensor) and b == 0, not isinstance(a, Tensor) and a == 0
         return Prediction(
-            x, alpha, sigma,
+            x,
+            alpha,
+            sigma,
             x0=(output / a if a != 1 else output) if plain_x0 else lambda: _solve(x, b / det, output, -sigma / det),
             eps=(output / b if b != 1 else output) if plain_eps else lambda: _solve(output, alpha / det, x, -a / det),
         )
@@ -206,7 +211,8 @@ velocity = Parameterization("velocity", _rates)
 def edm(data_std: float = 0.5) -> Parameterization:
     """EDM's F on any schedule: unit variance in and out for data of standard deviation `data_std`.
 
-    q = sqrt(alpha^2 s^2 + sigma^2), input x / q, output F = (sigma / (q s)) x0 - (alpha s / q) eps, told log(sigma/alpha)/4.
+    q = sqrt(alpha^2 s^2 + sigma^2),  input x / q,  output F = (sigma / (q s)) x0 - (alpha s / q) eps,
+    told log(sigma/alpha)/4.
     Karras et al. 2022, table 1 (theirs is alpha = 1).
     """
     s = float(data_std)

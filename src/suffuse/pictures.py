@@ -32,7 +32,7 @@ def grid(x: Tensor, columns: int, *, scale: int = 1, gap: int = 1) -> Image:
 
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"pictures must be (N, 1 or 3, H, W), got {tuple(x.shape)}")
-    n, c, h, w = x.shape
+    n, _, h, w = x.shape
     rows = -(-n // columns)
     sheet = torch.full((3, rows * (h + gap) + gap, columns * (w + gap) + gap), 40, dtype=torch.uint8)
     values = ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(n, 3, h, w)

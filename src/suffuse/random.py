@@ -31,8 +31,9 @@ def philox(counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word]) -> tu
     return c0, c1, c2, c3
 
 
-def bits(shape: tuple[int, ...], seed: int, *, stream: Word = 0, step: Word = 0, first: int = 0,
-         device: Any = None) -> Tensor:
+def bits(
+    shape: tuple[int, ...], seed: int, *, stream: Word = 0, step: Word = 0, first: int = 0, device: Any = None
+) -> Tensor:
     """Random 32-bit words (as int64) of this shape; the first axis is the item, the last runs along the counter.
 
     `stream` and `step` may be tensors (M,): then M draws are made at once and the result is (M, *shape).
@@ -70,8 +71,16 @@ def _normal(words: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack((radius * angle.cos(), radius * angle.sin()), -1).flatten(-2).to(dtype)
 
 
-def noise(shape: tuple[int, ...], seed: int, *, step: Word = 0, stream: Word = 0, first: int = 0, device: Any = None,
-          dtype: torch.dtype = torch.float32) -> Tensor:
+def noise(
+    shape: tuple[int, ...],
+    seed: int,
+    *,
+    step: Word = 0,
+    stream: Word = 0,
+    first: int = 0,
+    device: Any = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Standard normal noise in which item i depends on (seed, i) only.
 
     Args:
@@ -104,8 +113,15 @@ class BrownianPath:
 
     depth, low, high = 12, -20.0, 20.0
 
-    def __init__(self, shape: tuple[int, ...], seed: int, *, first: int = 0, device: Any = None,
-                 dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        seed: int,
+        *,
+        first: int = 0,
+        device: Any = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.shape, self.seed, self.first, self.device, self.dtype = tuple(shape), seed, first, device, dtype
         self.turn = 0  # how often the sampler went back to more noise: each time a new motion begins
         self._last: tuple[float, Tensor | None] = (0.0, None)
@@ -117,8 +133,15 @@ class BrownianPath:
         return self._noise(1, draw)
 
     def _noise(self, kind: Any, number: Any) -> Tensor:
-        return noise(self.shape, self.seed, stream=kind + 8 * self.turn, step=number, first=self.first,
-                     device=self.device, dtype=self.dtype)
+        return noise(
+            self.shape,
+            self.seed,
+            stream=kind + 8 * self.turn,
+            step=number,
+            first=self.first,
+            device=self.device,
+            dtype=self.dtype,
+        )
 
     def increment(self, a: float, b: float) -> Tensor:
         """(W(q_b) - W(q_a)) / sqrt(q_b - q_a): standard normal, for a step from logsnr a to logsnr b.
@@ -156,7 +179,9 @@ class BrownianPath:
             middle = (left + right) // 2
             middles.append((left, middle, right))
             left, right = (middle, right) if middle <= place else (left, middle)
-        draws = self._noise(torch.tensor([3] * (len(middles) + 2)), torch.tensor([nodes, *[m for _, m, _ in middles], 0]))
+        draws = self._noise(
+            torch.tensor([3] * (len(middles) + 2)), torch.tensor([nodes, *[m for _, m, _ in middles], 0])
+        )
         values: dict[int, Any] = {0: 0.0, nodes: draws[0] * math.sqrt(clock(nodes))}
         for xi, (lo, mid, hi) in zip(draws[1:], middles, strict=False):
             values[mid] = self._bridge(clock(lo), values[lo], clock(hi), values[hi], clock(mid), xi)

@@ -11,14 +11,14 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 __all__ = ["VE", "VP", "Cosine", "Discrete", "Linear", "Schedule", "Shifted"]
 
-Time = TypeVar("Time", float, Tensor)
+Time = Any  # a float or a Tensor; what goes in comes out
 
 
 def _lib(value: Any) -> Any:
@@ -110,7 +110,7 @@ class Schedule:
     def rates(self, t: Time) -> tuple[Time, Time]:
         """(d alpha / dt, d sigma / dt), by forward-mode differentiation unless a schedule knows better."""
         at = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
-        _, (da, ds) = torch.func.jvp(self.pair, (at,), (torch.ones_like(at),))
+        da, ds = torch.func.jvp(self.pair, (at,), (torch.ones_like(at),))[1]
         return (da, ds) if isinstance(t, Tensor) else (da.item(), ds.item())
 
     def shift(self, factor: float) -> Shifted:
@@ -171,7 +171,10 @@ class Cosine(_VariancePreserving):
 
 @dataclass(frozen=True)
 class VP(_VariancePreserving):
-    """alpha = exp(-(beta_max - beta_min) t^2 / 4 - beta_min t / 2), alpha^2 + sigma^2 = 1 (Song et al. 2021, eq. 33)."""
+    """alpha = exp(-(beta_max - beta_min) t^2 / 4 - beta_min t / 2) (Song et al. 2021, eq. 33).
+
+    alpha^2 + sigma^2 = 1.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -250,12 +253,13 @@ class Discrete(_VariancePreserving):
 
     @classmethod
     def scaled_linear(cls, steps: int = 1000, low: float = 0.00085, high: float = 0.012) -> Discrete:
-        """Square roots of the betas uniform: latent diffusion and Stable Diffusion (Rombach et al. 2022, appendix B)."""
+        """Square roots of the betas uniform: latent diffusion and Stable Diffusion (Rombach et al. 2022, app. B)."""
         return cls(tuple((torch.linspace(low**0.5, high**0.5, steps, dtype=torch.float64) ** 2).tolist()))
 
     @classmethod
     def cosine(cls, steps: int = 1000, offset: float = 0.008, clip: float = 0.999) -> Discrete:
         """beta_i = min(1 - abar(i + 1)/abar(i), clip), abar(i) = cos^2 (Nichol & Dhariwal 2021, eq. 17)."""
+
         def bar(i: int) -> float:
             return math.cos((i / steps + offset) / (1 + offset) * math.pi / 2) ** 2
 
@@ -303,8 +307,9 @@ class Discrete(_VariancePreserving):
             by_lose = self._locate(lose, logsnr.neg().sigmoid())
             by_keep = self._locate(-keep, -logsnr.sigmoid())
             return torch.where(logsnr > 0, by_lose, by_keep)
-        table, value = (self._table[1], _sigmoid(-logsnr)) if logsnr > 0 else (
-            [-v for v in self._table[0]], -_sigmoid(logsnr))
+        table, value = (
+            (self._table[1], _sigmoid(-logsnr)) if logsnr > 0 else ([-v for v in self._table[0]], -_sigmoid(logsnr))
+        )
         i = min(max(bisect.bisect_right(table, value) - 1, 0), self.steps - 1)
         return (i + (value - table[i]) / (table[i + 1] - table[i])) / self.steps
 
@@ -338,7 +343,7 @@ class Shifted(Schedule):
 
 def from_json(data: dict[str, Any]) -> Schedule:
     """Rebuild a schedule from `Schedule.to_json()`; an unknown type or field is an error."""
-    fields = {k: from_json(v) if isinstance(v, dict) else v for k, v in data.items() if k != "type"}
+    fields: dict[str, Any] = {k: from_json(v) if isinstance(v, dict) else v for k, v in data.items() if k != "type"}
     kinds = {kind.__name__: kind for kind in (Linear, Cosine, VP, VE, Discrete, Shifted)}
     if data.get("type") not in kinds:
         raise ValueError(f"unknown schedule {data.get('type')!r}: one of {', '.join(kinds)}")

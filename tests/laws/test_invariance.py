@@ -199,11 +199,19 @@ class TestNoise:
         from suffuse.random import philox
 
         zero = torch.tensor(0)
-        assert [hex(int(w)) for w in philox((zero,) * 4, (0, 0))] == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c",
-                                                                      "0x9b00dbd8"]
+        assert [hex(int(w)) for w in philox((zero,) * 4, (0, 0))] == [
+            "0x6627e8d5",
+            "0xe169c58d",
+            "0xbc57ac4c",
+            "0x9b00dbd8",
+        ]
         ones = torch.tensor(0xFFFFFFFF)
-        assert [hex(int(w)) for w in philox((ones,) * 4, (ones, ones))] == ["0x408f276d", "0x41c83b0e", "0xa20bc7c6",
-                                                                            "0x6d5451fd"]
+        assert [hex(int(w)) for w in philox((ones,) * 4, (ones, ones))] == [
+            "0x408f276d",
+            "0x41c83b0e",
+            "0xa20bc7c6",
+            "0x6d5451fd",
+        ]
 
     def test_an_item_depends_on_its_number_alone(self):
         whole = noise((9, 3, 8, 10), seed=4)
@@ -236,8 +244,9 @@ class TestNoise:
         path = BrownianPath((5, 2), 0, dtype=torch.float64)
         times = [-2.0, -1.2, 0.3, 1.0]
         q = [math.exp(v) for v in times]
-        fine = sum(path.increment(a, b) * math.sqrt(math.exp(b) - math.exp(a))
-                   for a, b in zip(times, times[1:], strict=False))
+        fine = sum(
+            path.increment(a, b) * math.sqrt(math.exp(b) - math.exp(a)) for a, b in zip(times, times[1:], strict=False)
+        )
         torch.testing.assert_close(coarse, fine / math.sqrt(q[-1] - q[0]), rtol=1e-9, atol=1e-9)
 
     def test_steps_finer_than_the_tree_still_have_variance_one(self):

@@ -118,8 +118,9 @@ def test_samples_have_the_moments_that_propagation_predicts(rule):
     from suffuse import noise, sample
 
     schedule = SCHEDULES["linear"]
-    world = oracle.Gaussian(torch.tensor([M], dtype=torch.float64), torch.tensor([V], dtype=torch.float64),
-                            schedule=schedule)
+    world = oracle.Gaussian(
+        torch.tensor([M], dtype=torch.float64), torch.tensor([V], dtype=torch.float64), schedule=schedule
+    )
     grid = grids.uniform(schedule, 8)
     plan = rule.plan(schedule, grid)
 
@@ -150,6 +151,8 @@ def test_the_oracle_of_this_law_is_not_vacuous():
     x = torch.linspace(-1.6, 1.6, 24, dtype=torch.float64)[:, None]
     truth = transported(world, x, 0.9, 0.1)
     rule = DETERMINISTIC["heun()"]
-    errors = [(rule.plan(schedule, grids.uniform(schedule, n, start=0.9, end=0.1))(Wrong(), x) - truth).abs().max()
-              for n in (32, 128)]
+    errors = [
+        (rule.plan(schedule, grids.uniform(schedule, n, start=0.9, end=0.1))(Wrong(), x) - truth).abs().max()
+        for n in (32, 128)
+    ]
     assert errors[1] > 0.5 * errors[0]

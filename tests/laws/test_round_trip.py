@@ -142,8 +142,13 @@ def test_predictions_are_closed_under_arithmetic(t, a, b, w):
 
 def test_asking_for_one_does_not_pay_for_the_other():
     asked = []
-    p = Prediction(torch.zeros(1), 0.5, 0.5, x0=lambda: asked.append("x0") or torch.ones(1),
-                   eps=lambda: asked.append("eps") or torch.ones(1))
+    p = Prediction(
+        torch.zeros(1),
+        0.5,
+        0.5,
+        x0=lambda: asked.append("x0") or torch.ones(1),
+        eps=lambda: asked.append("eps") or torch.ones(1),
+    )
     assert asked == []
     _ = p.x0, p.x0
     assert asked == ["x0"]
@@ -180,7 +185,9 @@ class TestOracle:
         assert density.sum().item() == pytest.approx(1, abs=1e-3)
         torch.testing.assert_close(density @ grid, world.mean(), rtol=0, atol=2e-3)
         centred = grid - world.mean()
-        torch.testing.assert_close(torch.einsum("n,ni,nj->ij", density, centred, centred), world.cov(), rtol=0, atol=5e-3)
+        torch.testing.assert_close(
+            torch.einsum("n,ni,nj->ij", density, centred, centred), world.cov(), rtol=0, atol=5e-3
+        )
 
     @pytest.mark.parametrize("name", worlds)
     def test_samples_have_the_stated_moments(self, name):

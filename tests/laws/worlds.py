@@ -51,12 +51,14 @@ STOCHASTIC = {name: rule for name, rule in RULES.items() if rule.stochastic}
 def mixture_1d(schedule):
     """A one-dimensional mixture; a single Gaussian would superconverge."""
     means = torch.tensor([[-1.2], [0.4], [1.5]], dtype=torch.float64)
-    return oracle.Mixture([0.3, 0.45, 0.25], means, torch.tensor([0.15, 0.3, 0.1], dtype=torch.float64),
-                          schedule=schedule)
+    return oracle.Mixture(
+        [0.3, 0.45, 0.25], means, torch.tensor([0.15, 0.3, 0.1], dtype=torch.float64), schedule=schedule
+    )
 
 
 def transported(world, x, t, s):
     """Where the exact flow takes one-dimensional x from t to s: it keeps each point's quantile."""
+
     def cdf(y, at):
         alpha, sigma = world.schedule(at)
         std = (alpha**2 * world.vars[:, 0] + sigma**2).sqrt()

@@ -26,12 +26,20 @@ def test_a_missing_and_an_unknown_condition_are_named(kind: str) -> None:
 @pytest.mark.parametrize(
     ("net", "size", "message"),
     [
-        (UNet(1, width=8), (30, 30), r"UNet with 3 levels halves 2 times: sizes must be multiples of 4, "
-                                     r"got \(30, 30\); \(28, 28\) or \(32, 32\) would fit"),
+        (
+            UNet(1, width=8),
+            (30, 30),
+            r"UNet with 3 levels halves 2 times: sizes must be multiples of 4, "
+            r"got \(30, 30\); \(28, 28\) or \(32, 32\) would fit",
+        ),
         (UNet(1, width=8, dims=1), (3,), r"got \(3,\); \(4,\) would fit"),
         (UNet(1, width=8, dims=3), (4, 6, 8), r"\(4, 4, 8\) or \(4, 8, 8\) would fit"),
-        (DiT(1, patch=4, depth=1), (8, 10), r"patches of side 4: sizes must be multiples of 4, "
-                                            r"got \(8, 10\); \(8, 8\) or \(8, 12\) would fit"),
+        (
+            DiT(1, patch=4, depth=1),
+            (8, 10),
+            r"patches of side 4: sizes must be multiples of 4, "
+            r"got \(8, 10\); \(8, 8\) or \(8, 12\) would fit",
+        ),
     ],
 )
 def test_a_size_that_does_not_fit_names_sizes_that_do(net: nn.Module, size: tuple[int, ...], message: str) -> None:

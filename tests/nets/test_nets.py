@@ -85,8 +85,10 @@ def test_nulls_give_finite_gradients(kind: str) -> None:
     net = randomise(BUILD[kind](conditions=specs_for(kind)))
     x, t, told = batch(kind)
     nothing = {name: spec_null(name, value, x) for name, value in told.items()}
-    mixed = {name: torch.cat([value[:1], nothing[name][1:]]).requires_grad_(value.is_floating_point())
-             for name, value in told.items()}
+    mixed = {
+        name: torch.cat([value[:1], nothing[name][1:]]).requires_grad_(value.is_floating_point())
+        for name, value in told.items()
+    }
     x.requires_grad_()
     net(x, t, **mixed).square().sum().backward()
     for name, tensor in [*net.named_parameters(), ("x", x), *mixed.items()]:

@@ -113,14 +113,14 @@ class TestOneClearSentence:
         about = json.loads((folder / "model.json").read_text())
         about["net"]["args"]["colour"] = 3
         _edit(folder, net=about["net"])
-        with pytest.raises(ModelFileError, match="MLP does not take \\['colour'\\]"):
+        with pytest.raises(ModelFileError, match=r"MLP does not take \['colour'\\]"):
             load(folder)
 
     def test_weights_of_another_shape_and_other_names(self, folder):
         about = json.loads((folder / "model.json").read_text())
         about["net"]["args"]["depth"] = 3
         _edit(folder, net=about["net"])
-        with pytest.raises(ModelFileError, match="does not fit MLP: weights .* missing"):
+        with pytest.raises(ModelFileError, match=r"does not fit MLP: weights .* missing"):
             load(folder)
         about["net"]["args"] |= {"depth": 2, "width": 32}
         _edit(folder, net=about["net"])

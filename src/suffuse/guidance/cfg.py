@@ -41,7 +41,9 @@ def guide(pos: Any, neg: Any, w: float | Tensor, *, between: tuple[float, float]
     if not 0 <= low <= high <= 1:
         raise ValueError(f"between must be two times 0 <= low <= high <= 1, got {between}")
     settings = {"w": w} | ({} if between == (0.0, 1.0) else {"between": between})
-    return denoiser(_guided, parts=[pos, neg], name="guide", settings=settings, rows={"w": w}, extra={"between": between})
+    return denoiser(
+        _guided, parts=[pos, neg], name="guide", settings=settings, rows={"w": w}, extra={"between": between}
+    )
 
 
 def _guided(

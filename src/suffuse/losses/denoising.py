@@ -1,6 +1,6 @@
 """The denoising loss of every parameterization: the network should answer the row it is read with.
 
-    x_t = alpha x0 + sigma eps,    loss = mean |output - (a x0 + b eps)|^2
+x_t = alpha x0 + sigma eps,    loss = mean |output - (a x0 + b eps)|^2
 """
 
 from __future__ import annotations

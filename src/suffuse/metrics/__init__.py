@@ -5,5 +5,14 @@ from suffuse.metrics.frechet import frechet, frechet_ratio
 from suffuse.metrics.manifold import memorised, precision, recall
 from suffuse.metrics.result import Measured, proportion
 
-__all__ = ["Classifier", "Measured", "classifier_loss", "frechet", "frechet_ratio", "memorised", "precision",
-           "proportion", "recall"]
+__all__ = [
+    "Classifier",
+    "Measured",
+    "classifier_loss",
+    "frechet",
+    "frechet_ratio",
+    "memorised",
+    "precision",
+    "proportion",
+    "recall",
+]

@@ -30,10 +30,16 @@ class Classifier(nn.Module):
         super().__init__()
         w, half = self.width, self.size // 2
         self.body = nn.Sequential(
-            nn.Conv2d(self.channels, w, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(w, 2 * w, 3, padding=1, stride=2), nn.SiLU(),
-            nn.Conv2d(2 * w, 2 * w, 3, padding=1), nn.SiLU(),
-            nn.Flatten(), nn.Dropout(0.3), nn.Linear(2 * w * half * half, self.features), nn.SiLU(),
+            nn.Conv2d(self.channels, w, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(w, 2 * w, 3, padding=1, stride=2),
+            nn.SiLU(),
+            nn.Conv2d(2 * w, 2 * w, 3, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(2 * w * half * half, self.features),
+            nn.SiLU(),
         )
         self.scores = nn.Linear(self.features, self.classes)
 

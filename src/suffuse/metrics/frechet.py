@@ -1,6 +1,6 @@
 """Frechet distance between the Gaussians that fit two sets of features.
 
-    FD = |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2)          Heusel et al. 2017, eq. 6
+FD = |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2)          Heusel et al. 2017, eq. 6
 """
 
 from __future__ import annotations
@@ -51,10 +51,13 @@ def frechet_ratio(generated: Tensor, real: Tensor, held_out: Tensor, *, features
     value = frechet(generated, held_out) / base
     generator = torch.Generator().manual_seed(seed)
     n = len(generated)
-    halves = torch.tensor([
-        frechet(generated[torch.randperm(n, generator=generator)[: n // 2]], held_out) / base for _ in range(100)
-    ], dtype=torch.float64)
+    halves = torch.tensor(
+        [frechet(generated[torch.randperm(n, generator=generator)[: n // 2]], held_out) / base for _ in range(100)],
+        dtype=torch.float64,
+    )
     half = 1.96 * halves.std().item()
-    how = (f"Frechet distance in {features} over that of {len(real)} real training samples, both to {len(held_out)} "
-           "held-out real samples; interval from 100 random halves")
+    how = (
+        f"Frechet distance in {features} over that of {len(real)} real training samples, both to {len(held_out)} "
+        "held-out real samples; interval from 100 random halves"
+    )
     return Measured(value, n, value - half, value + half, how)

@@ -40,11 +40,15 @@ def memorised(generated: Tensor, train: Tensor, held_out: Tensor, *, percentile:
 
     Distances are Euclidean in the data itself, (N, ...). A model that draws new data scores about percentile/100.
     """
+
     def nearest(x: Tensor) -> Tensor:
         return torch.cdist(x.flatten(1).double(), train.flatten(1).double()).min(1).values
 
     threshold = torch.quantile(nearest(held_out), percentile / 100)
     close = nearest(generated) < threshold
-    return proportion(int(close.sum()), len(generated),
-                      f"share nearer to a training sample than the {percentile:g}th percentile of {len(held_out)} "
-                      f"real held-out samples ({threshold.item():.3f}), Euclidean in data space")
+    return proportion(
+        int(close.sum()),
+        len(generated),
+        f"share nearer to a training sample than the {percentile:g}th percentile of {len(held_out)} "
+        f"real held-out samples ({threshold.item():.3f}), Euclidean in data space",
+    )

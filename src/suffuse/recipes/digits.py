@@ -19,6 +19,7 @@ from suffuse.denoise import Denoiser
 from suffuse.random import noise
 from suffuse.recipes.report import write_report
 from suffuse.recipes.run import Run
+from suffuse.samplers import plan_for, run, sample
 from suffuse.schedules import Linear
 from suffuse.training import Fit, fit, save
 from suffuse.training.files import write_json
@@ -32,8 +33,9 @@ EVALUATIONS = 20
 
 def build(*, null: bool = True) -> Denoiser:
     """The untrained model: a small U-Net that predicts the velocity and may be told a digit's label."""
-    conditions = {"label": nets.Label(10, optional=null)}
-    net = nets.UNet(1, width=32, multipliers=(1, 2), blocks=2, attention=(1,), conditions=conditions)
+    net = nets.UNet(
+        1, width=32, multipliers=(1, 2), blocks=2, attention=(1,), conditions={"label": nets.Label(10, optional=null)}
+    )
     return Denoiser(net, Linear(), predicts="velocity")
 
 
@@ -61,8 +63,20 @@ def train(
         torch.manual_seed(seed)
         model = build(null=dropout > 0)
     loss = partial(losses.denoising, times=losses.logit_normal, dropout=dropout)
-    done: Fit = fit(loss, data.digits("train"), model, steps=steps, batch_size=batch_size, lr=lr, ema=ema, seed=seed,
-                    out=out, resume=resume, log_every=20, progress=progress)
+    done: Fit = fit(
+        loss,
+        data.digits("train"),
+        model,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        ema=ema,
+        seed=seed,
+        out=out,
+        resume=resume,
+        log_every=20,
+        progress=progress,
+    )
     save(done.ema, out / "model")
     settings = {"seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema, "dropout": dropout}
     made = Run(out, "digits", SHAPE, settings, round(done.seconds, 2))
@@ -75,8 +89,19 @@ def classifier(*, seed: int = 0) -> metrics.Classifier:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         judge = metrics.Classifier(1, 8, 10)
-    fit(metrics.classifier_loss, data.digits("train"), judge, steps=300, batch_size=128, lr=2e-3, weight_decay=0.01,
-        ema=None, seed=seed, precision="float32", progress=False)
+    fit(
+        metrics.classifier_loss,
+        data.digits("train"),
+        judge,
+        steps=300,
+        batch_size=128,
+        lr=2e-3,
+        weight_decay=0.01,
+        ema=None,
+        seed=seed,
+        precision="float32",
+        progress=False,
+    )
     return judge.eval()
 
 
@@ -103,11 +128,19 @@ def evaluate(made: Run, *, seed: int = 1) -> dict[str, Any]:
         "precision": metrics.precision(mine, theirs, features=space),
         "recall": metrics.recall(mine, theirs, features=space),
         "memorised": metrics.memorised(x, real["x"], unseen["x"]),
-        "judge_accuracy": metrics.proportion(right, len(told), "share of unseen real digits that the judge reads right"),
+        "judge_accuracy": metrics.proportion(
+            right, len(told), "share of unseen real digits that the judge reads right"
+        ),
     }
     result: dict[str, Any] = {name: value.to_json() for name, value in measured.items()}
-    result |= {"train_seconds": made.train_seconds, "samples_per_second": round(n / seconds, 1), "nfe": plan.nfe,
-               "sampler": plan.name, "seed": seed, "model_hash": made.model_hash}
+    result |= {
+        "train_seconds": made.train_seconds,
+        "samples_per_second": round(n / seconds, 1),
+        "nfe": plan.nfe,
+        "sampler": plan.name,
+        "seed": seed,
+        "model_hash": made.model_hash,
+    }
     write_json(made.path / "metrics.json", result)
     return result
 
@@ -117,8 +150,13 @@ def pictures_of(made: Run, result: dict[str, Any], *, seed: int = 0) -> Path:
     model, out = made.model(), made.path
     labels = torch.arange(10).repeat_interleave(10)
     start = noise((100, *SHAPE), seed=seed)
-    recipe = {"made by": "suffuse demo", "model": made.model_hash, "seed": seed, "nfe": result["nfe"],
-              "labels": "0 to 9, ten each"}
+    recipe = {
+        "made by": "suffuse demo",
+        "model": made.model_hash,
+        "seed": seed,
+        "nfe": result["nfe"],
+        "labels": "0 to 9, ten each",
+    }
     x = sample(model.given(label=labels), start, nfe=EVALUATIONS)
     pictures.save_png(pictures.grid(x, 10, scale=5), out / "samples.png", recipe)
     states, beliefs = _walk(model.given(label=torch.arange(10)), noise((10, *SHAPE), seed=seed + 1))
@@ -141,5 +179,3 @@ def _walk(model: Denoiser, start: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         states.append(step.x / max((alpha**2 + sigma**2) ** 0.5, 0.7))
         beliefs.append(step.prediction.x0)
     return states, [beliefs[0], *beliefs]
-
-

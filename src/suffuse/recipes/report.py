@@ -14,16 +14,27 @@ from suffuse.training.files import write_text
 __all__ = ["write_report"]
 
 EXPLAINED = {
-    "label_accuracy": ("Label accuracy", "1 is best. A classifier trained on real digits only reads each sample; this is "
-                       "how often it reads the label that was asked for."),
-    "frechet_ratio": ("Frechet ratio", "1 is as good as real data. Distance from the samples to unseen digits, in the "
-                      "classifier's features, over the distance from the real training digits to the same."),
+    "label_accuracy": (
+        "Label accuracy",
+        "1 is best. A classifier trained on real digits only reads each sample; this is "
+        "how often it reads the label that was asked for.",
+    ),
+    "frechet_ratio": (
+        "Frechet ratio",
+        "1 is as good as real data. Distance from the samples to unseen digits, in the "
+        "classifier's features, over the distance from the real training digits to the same.",
+    ),
     "precision": ("Precision", "Share of samples that look like real digits: within the region that these cover."),
     "recall": ("Recall", "Share of real digits within the region that the samples cover: low means little variety."),
-    "memorised": ("Memorised", "Share of samples closer to a training digit than 99 % of unseen real digits are. "
-                  "A model that draws new digits stays near 0.01; one that copies goes to 1."),
-    "judge_accuracy": ("The judge itself", "How often the classifier reads unseen real digits right: no label accuracy "
-                       "means more than this."),
+    "memorised": (
+        "Memorised",
+        "Share of samples closer to a training digit than 99 % of unseen real digits are. "
+        "A model that draws new digits stays near 0.01; one that copies goes to 1.",
+    ),
+    "judge_accuracy": (
+        "The judge itself",
+        "How often the classifier reads unseen real digits right: no label accuracy means more than this.",
+    ),
 }
 
 STYLE = """
@@ -49,8 +60,11 @@ def write_report(run: Run, result: dict[str, Any]) -> Path:
     for name, (title, text) in EXPLAINED.items():
         m = result[name]
         low, high = m["interval"]
-        rows.append(f'<tr><td>{title}</td><td class="number">{m["value"]:.3f}</td><td class="number">{low:.3f} to '
-                    f'{high:.3f}</td><td>{m["n"]}</td><td>{text}<br><span class="note">{html.escape(m["how"])}</span></td></tr>')
+        rows.append(
+            f'<tr><td>{title}</td><td class="number">{m["value"]:.3f}</td>'
+            f'<td class="number">{low:.3f} to {high:.3f}</td><td>{m["n"]}</td>'
+            f'<td>{text}<br><span class="note">{html.escape(m["how"])}</span></td></tr>'
+        )
     settings = ", ".join(f"{k} {v}" for k, v in run.settings.items())
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>suffuse: {run.recipe}</title><style>{STYLE}</style></head><body>
@@ -59,8 +73,8 @@ def write_report(run: Run, result: dict[str, Any]) -> Path:
 of {html.escape(result["sampler"])}; {result["samples_per_second"]:.0f} samples a second.</p>
 <h2>Samples</h2><p>One row for each label, 0 to 9; none of these was drawn by a person.</p>
 {_picture(out / "samples.png", "ten generated digits of each class")}
-<h2>From noise to digit</h2><p>Above, the state x<sub>t</sub> as noise (left) becomes data (right); below, what the model
-believes the clean digit is at that moment. Labels 3, 5, 8.</p>
+<h2>From noise to digit</h2><p>Above, the state x<sub>t</sub> as noise (left) becomes data (right); below, what the
+model believes the clean digit is at that moment. Labels 3, 5, 8.</p>
 {_picture(out / "denoising.png", "states and predictions along the way")}
 {_picture(out / "denoising.gif", "the same as an animation, all ten labels")}
 <h2>What was measured</h2>

@@ -33,8 +33,15 @@ class Run:
 
     def write(self) -> None:
         """Write run.json."""
-        write_json(self.path / "run.json", {"recipe": self.recipe, "shape": list(self.shape),
-                                            "settings": self.settings, "train_seconds": self.train_seconds})
+        write_json(
+            self.path / "run.json",
+            {
+                "recipe": self.recipe,
+                "shape": list(self.shape),
+                "settings": self.settings,
+                "train_seconds": self.train_seconds,
+            },
+        )
 
     @classmethod
     def open(cls, path: str | Path) -> Run:

@@ -7,8 +7,24 @@ from suffuse.samplers.rule import Rule, sampler
 from suffuse.samplers.run import default, plan_for, run, sample
 from suffuse.samplers.stages import heun
 
-__all__ = ["Plan", "PlanError", "Rule", "RunStep", "combine", "consistency", "ddim", "ddpm", "default", "dpmpp",
-           "heun", "plan_for", "rules", "run", "sample", "sampler"]
+__all__ = [
+    "Plan",
+    "PlanError",
+    "Rule",
+    "RunStep",
+    "combine",
+    "consistency",
+    "ddim",
+    "ddpm",
+    "default",
+    "dpmpp",
+    "heun",
+    "plan_for",
+    "rules",
+    "run",
+    "sample",
+    "sampler",
+]
 
 
 def rules() -> dict[str, Rule]:

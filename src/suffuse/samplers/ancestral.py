@@ -1,6 +1,6 @@
 """Single-step samplers that mix the predicted noise with fresh noise: DDPM, DDIM and multistep consistency.
 
-    x_b = alpha_b x0 + sqrt(sigma_b^2 - d^2) eps + d z
+x_b = alpha_b x0 + sqrt(sigma_b^2 - d^2) eps + d z
 """
 
 from __future__ import annotations

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from suffuse.denoise import call, fresh
 from suffuse.parameterize import Prediction
-from suffuse.schedules import Schedule
 from suffuse.samplers.symbols import Symbol, Term
+from suffuse.schedules import Schedule
 
 __all__ = ["Plan", "PlanError", "Row", "RunStep", "combine"]
 
@@ -66,7 +65,7 @@ class Plan:
         rebuild: (grid) -> Plan of the same rule, used to jump within a run.
     Attributes:
         evaluated: the states at which the network is called, in order.
-        stochastic: whether any row draws noise.
+        draws, stochastic: the steps whose noise is used, and whether there are any.
     Raises:
         PlanError: a row breaks the law; the message names the sampler, the row and the numbers.
     """
@@ -90,10 +89,13 @@ class Plan:
         self._rebuild = rebuild
         used = [term for row in self.rows for term in row.terms or ()]
         self.evaluated = tuple(sorted({i for kind, i in used if kind in ("x0", "eps")}))
-        self.stochastic = any(kind == "z" for kind, _ in used)
+        self.draws = tuple(sorted({i for kind, i in used if kind == "z"}))
+        self.stochastic = bool(self.draws)
         self._check(excess)
         self._program = self._schedule_terms()
-        self._kinds = {i: sorted({kind for kind, j in used if j == i and kind in ("x0", "eps")}) for i in self.evaluated}
+        self._kinds = {
+            i: sorted({kind for kind, j in used if j == i and kind in ("x0", "eps")}) for i in self.evaluated
+        }
 
     # What the table says
 
@@ -108,7 +110,7 @@ class Plan:
         return len(self.grid) - 1
 
     def _check(self, excess: Callable[..., float] | None) -> None:
-        draws = {i: n + 1 for n, i in enumerate(sorted({i for r in self.rows if r.terms for k, i in r.terms if k == "z"}))}
+        draws = {i: n + 1 for n, i in enumerate(self.draws)}
         point = np.zeros(len(self.rows))
         noise = np.zeros((len(self.rows), len(draws) + 1 + self.given))
         extra = np.zeros(len(self.rows))
@@ -128,7 +130,9 @@ class Plan:
                     noise[k, draws[i]] += c
                 elif at is not None:
                     if at.sigma == 0:
-                        raise PlanError(f"{self.name}: row {k} uses eps at state {i}, where sigma = 0 and eps is undefined")
+                        raise PlanError(
+                            f"{self.name}: row {k} uses eps at state {i}, where sigma = 0 and eps is undefined"
+                        )
                     point[k] += c * (point[i] - at.alpha) / at.sigma
                     noise[k] += c * noise[i] / at.sigma
             variance, wanted = float(noise[k] @ noise[k]), row.sigma**2
@@ -158,9 +162,8 @@ class Plan:
         """
         asked = list(self.evaluated)
         shown = [*asked, len(self.rows) - 1]
-        draws = sorted({i for r in self.rows if r.terms for k, i in r.terms if k == "z"})
         terms: list[Term] = [("x", i) for i in range(self.given + 1)]
-        terms += [("x0", i) for i in asked] + [("z", i) for i in draws]
+        terms += [("x0", i) for i in asked] + [("z", i) for i in self.draws]
         column = {term: n for n, term in enumerate(terms)}
         full = np.zeros((len(self.rows), len(terms)))
         for k, row in enumerate(self.rows):
@@ -188,8 +191,10 @@ class Plan:
 
     def __repr__(self) -> str:
         calls = f"{self.nfe} evaluation{'s' * (self.nfe != 1)}"
-        lines = [f"{self.name} on {self.schedule}: {self.steps} steps, {calls}, order {self.order:g}",
-                 "   k       t   alpha   sigma   x[k] ="]
+        lines = [
+            f"{self.name} on {self.schedule}: {self.steps} steps, {calls}, order {self.order:g}",
+            "   k       t   alpha   sigma   x[k] =",
+        ]
         for k, row in enumerate(self.rows):
             made = "given" if row.terms is None else repr(Symbol(row.terms))
             mark = " " if row.main else "'"
@@ -205,10 +210,9 @@ class Plan:
             for term in row.terms or ():
                 last[term] = k
         # a state must also live until it is evaluated
-        for (kind, i), k in list(last.items()):
-            if kind in ("x0", "eps"):
-                first = next(n for n, r in enumerate(self.rows) if r.terms and (("x0", i) in r.terms or ("eps", i) in r.terms))
-                last["x", i] = max(last.get(("x", i), 0), first)
+        for i in self.evaluated:
+            asks = (k for k, row in enumerate(self.rows) if {("x0", i), ("eps", i)} & (row.terms or {}).keys())
+            last["x", i] = max(last.get(("x", i), 0), next(asks))
         program = []
         for k, row in enumerate(self.rows):
             terms = list(row.terms or ())
@@ -228,8 +232,9 @@ class Plan:
             ValueError: the plan is stochastic and there is no path; the denoiser lives on another schedule.
         """
         if denoiser.schedule != self.schedule:
-            raise ValueError(f"the plan is for {self.schedule}, the denoiser lives on {denoiser.schedule}: "
-                             "use denoiser.on(schedule)")
+            raise ValueError(
+                f"the plan is for {self.schedule}, the denoiser lives on {denoiser.schedule}: use denoiser.on(schedule)"
+            )
         if self.stochastic and path is None:
             raise ValueError(f"{self.name} draws noise: give it a seed")
         states = [x] if isinstance(x, Tensor) else list(x)
@@ -257,6 +262,7 @@ class Plan:
 
     def __call__(self, denoiser: Any, x: Tensor | Sequence[Tensor], path: Any = None) -> Tensor:
         """Run to the end and return the last state."""
+        out = x if isinstance(x, Tensor) else x[-1]
         for step in self.run(denoiser, x, path):
             out = step.x
         return out
@@ -344,13 +350,28 @@ class RunStep:
 
 def _prune(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Leave out intermediate states that nothing uses, and terms whose coefficient is 0."""
-    rows = [Row(r.t, r.alpha, r.sigma, r.step, r.main, None if r.terms is None else
-                {term: c for term, c in r.terms.items() if c != 0}) for r in rows]
+    rows = [
+        Row(
+            r.t,
+            r.alpha,
+            r.sigma,
+            r.step,
+            r.main,
+            None if r.terms is None else {term: c for term, c in r.terms.items() if c != 0},
+        )
+        for r in rows
+    ]
     used = {i for r in rows for kind, i in r.terms or () if kind != "z"}
     keep = [k for k, r in enumerate(rows) if r.main or r.terms is None or k in used]
     new = {old: n for n, old in enumerate(keep)}
     return tuple(
-        Row(r.t, r.alpha, r.sigma, r.step, r.main, None if r.terms is None else
-            {(kind, i if kind == "z" else new[i]): c for (kind, i), c in r.terms.items()})
+        Row(
+            r.t,
+            r.alpha,
+            r.sigma,
+            r.step,
+            r.main,
+            None if r.terms is None else {(kind, i if kind == "z" else new[i]): c for (kind, i), c in r.terms.items()},
+        )
         for r in (rows[k] for k in keep)
     )

@@ -1,9 +1,9 @@
 """Rules: a sampler's step in its paper's symbols, which a grid turns into a `Plan`.
 
-    @sampler(order=1)
-    def ddim(step, eta=0.0):
-        a, b, d = step.a, step.b, eta * step.posterior_std
-        return b.alpha * a.x0 + sqrt(b.sigma**2 - d**2) * a.eps + d * step.z
+@sampler(order=1)
+def ddim(step, eta=0.0):
+    a, b, d = step.a, step.b, eta * step.posterior_std
+    return b.alpha * a.x0 + sqrt(b.sigma**2 - d**2) * a.eps + d * step.z
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from suffuse.samplers.plan import Plan, Row, RunStep
+from suffuse.samplers.plan import Plan, Row
 from suffuse.samplers.symbols import Symbol
 from suffuse.schedules import Schedule
 
@@ -70,7 +69,9 @@ class Point(Level):
 class Step:
     """What a rule sees: the point `a` it goes from, the level `b` it goes to, history, noise, and its place k of n."""
 
-    def __init__(self, schedule: Schedule, a: Point, t: float, past: list[Point], rows: list[Row], k: int, n: int) -> None:
+    def __init__(
+        self, schedule: Schedule, a: Point, t: float, past: list[Point], rows: list[Row], k: int, n: int
+    ) -> None:
         self._schedule, self._rows, self._past = schedule, rows, past
         self.a, self.b, self.k, self.n = a, Level(schedule, t), k, n
 
@@ -80,7 +81,7 @@ class Step:
 
     def recent(self, p: int) -> list[Point]:
         """Up to p points, newest first, beginning with `a`."""
-        return [self.a, *self._past[: -p : -1]] if p > 1 else [self.a]
+        return [self.a, *self._past[:-p:-1]] if p > 1 else [self.a]
 
     def point(self, x: Symbol, t: float) -> Point:
         """An extra state x at time t; it costs a call only if its x0 or eps is used."""
@@ -186,9 +187,17 @@ class Rule:
             rows.append(Row(t, step.b.alpha, step.b.sigma, k, True, terms))
             past.append(a)
             a = Point(schedule, t, len(rows) - 1)
-        return Plan(repr(self), schedule, times, rows, given=given, excess=self._declared["excess"](**self.options)
-                    if self._declared.get("excess") else None, order=self.order, cold_order=self.cold_order,
-                    rebuild=lambda times: self.plan(schedule, times))
+        return Plan(
+            repr(self),
+            schedule,
+            times,
+            rows,
+            given=given,
+            excess=self._declared["excess"](**self.options) if self._declared.get("excess") else None,
+            order=self.order,
+            cold_order=self.cold_order,
+            rebuild=lambda times: self.plan(schedule, times),
+        )
 
 
 def sampler(

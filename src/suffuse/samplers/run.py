@@ -146,7 +146,17 @@ def sample(
         TypeError: the denoiser has no schedule or does not return a Prediction.
     """
     out = noise
-    for step in run(denoiser, noise, sampler=sampler, steps=steps, nfe=nfe, grid=grid, seed=seed, first=first,
-                    start=start, grad=grad):
+    for step in run(
+        denoiser,
+        noise,
+        sampler=sampler,
+        steps=steps,
+        nfe=nfe,
+        grid=grid,
+        seed=seed,
+        first=first,
+        start=start,
+        grad=grad,
+    ):
         out = step.x
     return out

@@ -48,13 +48,16 @@ def write_model(folder: Path, model: Denoiser) -> None:
     """Write the two files of a model into an existing folder."""
     if not isinstance(model.net, nn.Module):
         raise TypeError(f"only a torch module can be saved, got {type(model.net).__name__}")
-    write_json(folder / "model.json", {
-        "format": FORMAT,
-        "suffuse": __version__,
-        "net": describe(model.net),
-        "schedule": model.schedule.to_json(),
-        "predicts": model.parameterization.name,
-    })
+    write_json(
+        folder / "model.json",
+        {
+            "format": FORMAT,
+            "suffuse": __version__,
+            "net": describe(model.net),
+            "schedule": model.schedule.to_json(),
+            "predicts": model.parameterization.name,
+        },
+    )
     write_tensors(folder / "model.safetensors", model.net.state_dict())
 
 
@@ -101,8 +104,11 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], source: Any) -> None:
     own = net.state_dict()
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unknown:
-        told = [f"{len(keys)} {what} (first: {keys[0]})" for what, keys in (("missing", missing), ("unknown", unknown))
-                if keys]
+        told = [
+            f"{len(keys)} {what} (first: {keys[0]})"
+            for what, keys in (("missing", missing), ("unknown", unknown))
+            if keys
+        ]
         raise ModelFileError(f"{source} does not fit {type(net).__name__}: weights {', '.join(told)}")
     for name, value in own.items():
         if value.shape != tensors[name].shape:

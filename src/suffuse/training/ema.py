@@ -35,7 +35,7 @@ class EMA:
     def update(self, net: nn.Module, n: int) -> None:
         """Take in the weights after update n, counted from 1."""
         d = min(self.decay, (1 + n) / (10 + n))
-        mine, theirs = list(self.net.parameters()), list(net.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - d)
+        for a, b in zip(self.net.parameters(), net.parameters(), strict=True):
+            a.lerp_(b, 1 - d)
         for a, b in zip(self.net.buffers(), net.buffers(), strict=True):
             a.copy_(b)

@@ -102,10 +102,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            head = file.read(4)
+            head = file.read(9)
     except FileNotFoundError:
         raise ModelFileError(f"{path} is missing") from None
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+    safe = head[8:] == b"{"  # eight bytes of length, which may look like anything, then JSON
+    if not safe and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"):
         raise ModelFileError(f"{path} is a pickle, which can run code when it is read: save it as safetensors instead")
     try:
         return load_file(str(path))

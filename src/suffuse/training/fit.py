@@ -103,10 +103,22 @@ def fit(
     cuda = [device] if device.type == "cuda" else []
     dtype = chosen(precision, device)
     average = None if ema is None else EMA(net, ema)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay,
-                                  fused=device.type in ("cpu", "cuda"))
-    settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "ema": ema,
-                "seed": seed, "warmup": warmup, "decay": decay, "clip": clip, "precision": str(dtype), "items": n}
+    optimizer = torch.optim.AdamW(
+        net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device.type in ("cpu", "cuda")
+    )
+    settings = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "ema": ema,
+        "seed": seed,
+        "warmup": warmup,
+        "decay": decay,
+        "clip": clip,
+        "precision": str(dtype),
+        "items": n,
+    }
     keeper = None if out is None else state.Keeper(Path(out), settings)
     first, before = 0, 0.0
     if keeper is not None:
@@ -139,8 +151,16 @@ def fit(
             done, now = step + 1, time.monotonic()
             speed = (done - first) * batch_size / max(now - began, 1e-9)
             if keeper is not None and (done % log_every == 0 or done == steps):
-                keeper.log({"step": done, "samples": done * batch_size, "loss": mean.item(), "lr": rate,
-                            "grad_norm": norm.item(), "seconds": round(before + now - began, 3)})
+                keeper.log(
+                    {
+                        "step": done,
+                        "samples": done * batch_size,
+                        "loss": mean.item(),
+                        "lr": rate,
+                        "grad_norm": norm.item(),
+                        "seconds": round(before + now - began, 3),
+                    }
+                )
             if bar.due() or done == steps:
                 bar.update(done, f"loss {mean.item():.4f}  {speed:.0f} samples/s")
             if keeper is not None and (now - kept >= checkpoint_every or done == steps):
@@ -192,15 +212,32 @@ class _Order:
         return torch.cat(parts)
 
 
-def _forward(loss: Loss, model: Any, batch: dict[str, Tensor], seed: int, step: int, dtype: torch.dtype | None,
-             device: torch.device, cuda: list[torch.device]) -> Tensor:
+def _forward(
+    loss: Loss,
+    model: Any,
+    batch: dict[str, Tensor],
+    seed: int,
+    step: int,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    cuda: list[torch.device],
+) -> Tensor:
     with torch.random.fork_rng(cuda), autocast(dtype, device):
         torch.manual_seed(mixed("step", seed, step))
         return loss(model, batch)
 
 
-def _diagnose(loss: Loss, model: Any, batch: dict[str, Tensor], losses: Tensor, seed: int, step: int,
-              dtype: torch.dtype | None, device: torch.device, cuda: list[torch.device]) -> str:
+def _diagnose(
+    loss: Loss,
+    model: Any,
+    batch: dict[str, Tensor],
+    losses: Tensor,
+    seed: int,
+    step: int,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    cuda: list[torch.device],
+) -> str:
     """Repeat the step, which is exact, and look at the noise levels of the rows that failed."""
     bad = (~losses.detach().isfinite()).nonzero()[:, 0]
     message = f"the loss is not finite at step {step}, in {len(bad)} of {len(losses)} rows"

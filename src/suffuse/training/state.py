@@ -42,16 +42,19 @@ class Keeper:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.lines.unlink(missing_ok=True)
 
-    def write(self, net: nn.Module, average: EMA | None, optimizer: torch.optim.Optimizer, step: int,
-              seconds: float) -> None:
+    def write(
+        self, net: nn.Module, average: EMA | None, optimizer: torch.optim.Optimizer, step: int, seconds: float
+    ) -> None:
         """Write a checkpoint after `step` steps."""
         with whole_folder(self.folder / f"step-{step:08d}") as work:
             write_tensors(work / "model.safetensors", net.state_dict())
             if average is not None:
                 write_tensors(work / "ema.safetensors", average.net.state_dict())
             state = optimizer.state_dict()["state"]
-            write_tensors(work / "optimizer.safetensors",
-                          {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()})
+            write_tensors(
+                work / "optimizer.safetensors",
+                {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()},
+            )
             write_json(work / "state.json", {"step": step, "seconds": seconds, "settings": self.settings})
         for old in self.all()[:-2]:
             shutil.rmtree(old, ignore_errors=True)
@@ -70,8 +73,11 @@ class Keeper:
             return 0, 0.0
         newest = self.all()[-1]
         about = read_json(newest / "state.json")
-        other = [f"{k} was {about['settings'].get(k)!r}, now {v!r}" for k, v in self.settings.items()
-                 if about["settings"].get(k) != v]
+        other = [
+            f"{k} was {about['settings'].get(k)!r}, now {v!r}"
+            for k, v in self.settings.items()
+            if about["settings"].get(k) != v
+        ]
         if other:
             raise ValueError(f"cannot resume {self.out} with other settings: {'; '.join(other)}")
         fill(net, read_tensors(newest / "model.safetensors"), newest / "model.safetensors")
