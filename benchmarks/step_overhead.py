@@ -68,7 +68,6 @@ if __name__ == "__main__":
         for order in (1, 2, 3):
             a, b = measure(shape, order)
             failed |= a / b > bar
-            print(
-                f"{shape!s:>16} order {order}: suffuse {a:7.1f} us, diffusers {b:7.1f} us, ratio {a / b:.3f} (bar {bar:.2f})"
-            )
+            sizes = f"{shape!s:>16} order {order}"
+            print(f"{sizes}: suffuse {a:7.1f} us, diffusers {b:7.1f} us, ratio {a / b:.3f} (bar {bar:.2f})")
     sys.exit(failed)

@@ -149,10 +149,9 @@ def test_importing_suffuse_imports_none_of_the_extras():
 
 
 @pytest.mark.slow
-def test_the_whole_demo_runs_and_leaves_what_it_promises(tmp_path, monkeypatch):
-    """The real thing at a tenth of its length: files, keys and pictures; quality is benchmarks/digits.py's business."""
-    monkeypatch.setattr(digits, "STEPS", 80)
-    made = digits.train(tmp_path / "digits", steps=80, progress=False)
+def test_the_whole_demo_runs_and_leaves_what_it_promises(tmp_path):
+    """The real thing at a quarter of its length: files, keys and pictures; quality is benchmarks/digits.py's business."""
+    made = digits.train(tmp_path / "digits", steps=300, progress=False)
     result = digits.evaluate(made)
     report = digits.pictures_of(made, result)
     names = {p.name for p in report.parent.iterdir()}
@@ -169,6 +168,6 @@ def test_the_whole_demo_runs_and_leaves_what_it_promises(tmp_path, monkeypatch):
     for key in ("label_accuracy", "frechet_ratio", "precision", "recall", "memorised", "judge_accuracy"):
         assert saved[key]["n"] > 0 and saved[key]["interval"][0] <= saved[key]["value"] <= saved[key]["interval"][1]
     assert saved["nfe"] <= 20 and saved["label_accuracy"]["n"] == 1437 and saved["judge_accuracy"]["value"] > 0.95
-    assert saved["label_accuracy"]["value"] > 0.5, "eighty steps already beat chance by far"
+    assert saved["label_accuracy"]["value"] > 0.5, "a quarter of the training already beats chance by far"
     page = report.read_text()
     assert page.count("data:image/") == 4 and "http" not in page.replace("http-equiv", "")

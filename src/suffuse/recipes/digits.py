@@ -27,14 +27,14 @@ from suffuse.training.files import write_json
 __all__ = ["build", "classifier", "evaluate", "pictures_of", "train"]
 
 SHAPE = (1, 8, 8)
-STEPS, BATCH, LR, EMA, DROPOUT = 1200, 128, 2e-3, 0.995, 0.1
+STEPS, BATCH, LR, EMA, DROPOUT = 1200, 64, 2e-3, 0.995, 0.1
 EVALUATIONS = 20
 
 
 def build(*, null: bool = True) -> Denoiser:
     """The untrained model: a small U-Net that predicts the velocity and may be told a digit's label."""
     net = nets.UNet(
-        1, width=32, multipliers=(1, 2), blocks=2, attention=(1,), conditions={"label": nets.Label(10, optional=null)}
+        1, width=48, multipliers=(1, 2), blocks=1, attention=(1,), conditions={"label": nets.Label(10, optional=null)}
     )
     return Denoiser(net, Linear(), predicts="velocity")
 

@@ -41,7 +41,8 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-weight: 600; } h2 { margin-top: 2.2rem; font-weight: 600; font-size: 1.2rem; }
 table { border-collapse: collapse; width: 100%; } td, th { text-align: left; vertical-align: top; padding: .5rem .8rem;
-border-bottom: 1px solid #ddd; } td.number { font-variant-numeric: tabular-nums; white-space: nowrap; font-weight: 600; }
+border-bottom: 1px solid #ddd; } td.number { font-variant-numeric: tabular-nums;
+white-space: nowrap; font-weight: 600; }
 img { max-width: 100%; image-rendering: pixelated; border-radius: 4px; } .plot { image-rendering: auto; }
 p.note, td.note { color: #666; font-size: .9rem; } .pair { display: flex; gap: 1.5rem; flex-wrap: wrap; }
 """
