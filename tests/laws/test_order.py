@@ -9,25 +9,22 @@ import torch
 from suffuse import grids, oracle
 from suffuse.parameterize import Prediction
 
-from .worlds import DETERMINISTIC, SCHEDULES, STOCHASTIC, mixture_1d, transported
+from .worlds import DETERMINISTIC, RULES, SCHEDULES, STOCHASTIC, mixture_1d, transported
 
 
 def _slope(sizes, errors):
     return -np.polyfit(np.log(sizes), np.log(errors), 1)[0]
 
 
-def _errors(rule, schedule, sizes, history):
+def _errors(rule, schedule, sizes, history, span=(-4.0, 4.0)):
     world = mixture_1d(schedule)
-    x = torch.linspace(-1.6, 1.6, 24, dtype=torch.float64)[:, None]
-    low, high = schedule.logsnr(0.9), schedule.logsnr(0.1)
-    start, end = schedule.time(max(low, -4.0)), schedule.time(min(high, 4.0))
-    alpha, sigma = schedule(start)
-    x = x * math.hypot(alpha, sigma)
+    start, end = schedule.time(span[0]), schedule.time(span[1])
+    x = torch.linspace(-1.6, 1.6, 24, dtype=torch.float64)[:, None] * math.hypot(*schedule(start))
     truth = transported(world, x, start, end)
     errors = []
     for n in sizes:
         grid = grids.logsnr(schedule, n, start=start, end=end)
-        given = min(int(rule.options.get("order", 1)) - 1, n - 1) if history else 0
+        given = 5 if history else 0
         states = [x] + [transported(world, x, start, float(t)) for t in grid[1 : given + 1]]
         plan = rule.plan(schedule, grid, given=given)
         out = plan(world, states if given else x)
@@ -38,7 +35,7 @@ def _errors(rule, schedule, sizes, history):
 @pytest.mark.parametrize("name", ["linear", "cosine", "vp", "ve"])
 @pytest.mark.parametrize("rule", DETERMINISTIC.values(), ids=DETERMINISTIC)
 def test_error_falls_at_the_declared_order(rule, name):
-    sizes = [24, 48, 96, 192]
+    sizes = [64, 128, 256, 512]
     slope = _slope(sizes, _errors(rule, SCHEDULES[name], sizes, history=True))
     assert slope == pytest.approx(rule.order, abs=0.25)
 
@@ -46,7 +43,8 @@ def test_error_falls_at_the_declared_order(rule, name):
 @pytest.mark.parametrize("rule", DETERMINISTIC.values(), ids=DETERMINISTIC)
 def test_a_cold_start_costs_what_is_declared(rule):
     sizes = [48, 96, 192, 384]
-    slope = _slope(sizes, _errors(rule, SCHEDULES["linear"], sizes, history=False))
+    # begins where the prediction already bends, so that the low-order first steps are felt
+    slope = _slope(sizes, _errors(rule, SCHEDULES["linear"], sizes, history=False, span=(-1.0, 3.0)))
     assert slope == pytest.approx(rule.cold_order, abs=0.25)
 
 
@@ -99,7 +97,7 @@ def test_a_stochastic_sampler_converges_in_mean_and_variance(rule, name):
     errors, sizes = [], [32, 64, 128, 256]
     for n in sizes:
         start = 0.98
-        plan = rule.plan(schedule, grids.uniform(schedule, n, start=start))
+        plan = rule.plan(schedule, grids.logsnr(schedule, n, start=start))
         const, linear = _moments(plan, consistent if exact else denoise)
         alpha, sigma = schedule(start)
         mean = const + linear[0] * alpha * M
@@ -108,8 +106,9 @@ def test_a_stochastic_sampler_converges_in_mean_and_variance(rule, name):
     if exact:
         assert max(errors) < 1e-12
     else:
-        assert _slope(sizes, errors) == pytest.approx(1.0, abs=0.25)
-        assert errors[-1] < 0.03
+        # a Gaussian may superconverge; it may not fall short
+        assert _slope(sizes, errors) > rule.order - 0.25
+        assert errors[-1] < 0.02
 
 
 @pytest.mark.parametrize("rule", STOCHASTIC.values(), ids=STOCHASTIC)
@@ -156,3 +155,12 @@ def test_the_oracle_of_this_law_is_not_vacuous():
         for n in (32, 128)
     ]
     assert errors[1] > 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("rule", [r for r in RULES.values() if r.law == "consistent"], ids=repr)
+def test_a_consistent_rule_nears_the_law_as_steps_shrink(rule):
+    """Its defect on point-mass data falls at least as fast as h."""
+    schedule, sizes = SCHEDULES["vp"], [32, 64, 128, 256]
+    defects = [max(rule.plan(schedule, grids.logsnr(schedule, n, start=0.95, end=0.05)).defect) for n in sizes]
+    assert _slope(sizes, defects) > 0.75
+    assert defects[-1] < 0.05

@@ -34,9 +34,25 @@ PARAMETERIZATIONS = {  # every exported one; a function of the data's spread is 
 }
 
 OPTIONS = {  # the options of every rule that the laws run with; a rule that is not here runs as it is
+    "adams": [
+        {"order": 1, "corrector": 2},
+        {"order": 2, "corrector": 0},
+        {"order": 3, "corrector": 4, "q": 1.5},
+        {"order": 4, "corrector": 0},
+    ],
+    "churn": [{"amount": 20.0}, {"amount": 20.0, "scale": 1.003}],
     "ddim": [{"eta": 0.0}, {"eta": 0.5}, {"eta": 1.0}],
     "ddpm": [{"variance": "small"}, {"variance": "large"}],
+    "deis": [{"order": 1}, {"order": 2}, {"order": 3}],
+    "dpm_solver": [{"order": 2}, {"order": 3}],
     "dpmpp": [{"order": p, "weights": w} for p, w in itertools.product((1, 2, 3), ("exact", "paper"))],
+    "dpmpp_multistep_sde": [{"order": 1}, {"order": 2}, {"order": 2, "eta": 0.5}],
+    "langevin": [{"corrections": 1}, {"corrections": 2, "ratio": 0.5}],
+    "lms": [{"order": 2}, {"order": 4}],
+    "noise_adams": [{"order": 2}, {"order": 4}],
+    "sa_solver": [{"order": 2}, {"order": 3, "corrector": 3, "tau": 0.5}],
+    "seeds": [{"order": 1}, {"order": 2}],
+    "unipc": [{"order": p, "variant": v} for p, v in ((1, "bh2"), (2, "bh1"), (2, "bh2"), (3, "bh2"))],
 }
 
 RULES = {

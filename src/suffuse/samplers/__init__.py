@@ -1,29 +1,53 @@
 """Samplers: rules that a grid turns into plans, and the loop that runs them."""
 
+from suffuse.samplers.adams import adams, deis, lms, noise_adams, plms, sa_solver
 from suffuse.samplers.ancestral import consistency, ddim, ddpm
-from suffuse.samplers.exponential import dpmpp
+from suffuse.samplers.exponential import dpmpp, dpmpp_2s, dpmpp_multistep_sde, dpmpp_sde
+from suffuse.samplers.inversion import bdia
 from suffuse.samplers.plan import Plan, PlanError, RunStep, combine
 from suffuse.samplers.rule import Rule, sampler
 from suffuse.samplers.run import default, plan_for, run, sample
-from suffuse.samplers.stages import heun
+from suffuse.samplers.singlestep import dpm_solver, seeds
+from suffuse.samplers.stages import heun, kutta3, midpoint, rk4
+from suffuse.samplers.stochastic import churn, euler_maruyama, langevin
+from suffuse.samplers.unipc import unipc
 
 __all__ = [
     "Plan",
     "PlanError",
     "Rule",
     "RunStep",
+    "adams",
+    "bdia",
+    "churn",
     "combine",
     "consistency",
     "ddim",
     "ddpm",
     "default",
+    "deis",
+    "dpm_solver",
     "dpmpp",
+    "dpmpp_2s",
+    "dpmpp_multistep_sde",
+    "dpmpp_sde",
+    "euler_maruyama",
     "heun",
+    "kutta3",
+    "langevin",
+    "lms",
+    "midpoint",
+    "noise_adams",
     "plan_for",
+    "plms",
+    "rk4",
     "rules",
     "run",
+    "sa_solver",
     "sample",
     "sampler",
+    "seeds",
+    "unipc",
 ]
 
 

@@ -5,7 +5,6 @@ x_b = alpha_b x0 + sqrt(sigma_b^2 - d^2) eps + d z
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import sqrt
 
 from suffuse.samplers.rule import Step, sampler
@@ -26,18 +25,7 @@ def ddim(step: Step, eta: float = 0.0) -> Symbol:
     return b.alpha * a.x0 + sqrt(b.sigma**2 - d**2) * a.eps + d * step.z
 
 
-def _large(alpha_a: float, sigma_a: float, alpha_b: float, sigma_b: float, excess: float) -> float:
-    """What fixed-large adds: beta - beta_posterior now, and the share of the earlier excess that eps carries over."""
-    beta = sigma_a**2 - (alpha_a / alpha_b * sigma_b) ** 2
-    posterior = beta * sigma_b**2 / sigma_a**2
-    return excess * (alpha_a / alpha_b * sigma_b**2 / sigma_a**2) ** 2 + (beta - posterior) * (sigma_b > 0)
-
-
-def _excess(variance: str = "small") -> Callable[..., float] | None:
-    return _large if variance == "large" else None
-
-
-@sampler(order=1, excess=_excess)
+@sampler(order=1)
 def ddpm(step: Step, variance: str = "small") -> Symbol:
     """x_b = posterior mean of q(x_b | x_a, x0) + d z,  d^2 = beta_a sigma_b^2 / sigma_a^2.
 
@@ -49,10 +37,14 @@ def ddpm(step: Step, variance: str = "small") -> Symbol:
     a, b = step.a, step.b
     ratio = a.alpha / b.alpha
     beta = a.sigma**2 - (ratio * b.sigma) ** 2
-    mean = b.alpha * beta / a.sigma**2 * a.x0 + ratio * b.sigma**2 / a.sigma**2 * a.x
-    if variance not in ("small", "large"):
+    on_x = ratio * b.sigma**2 / a.sigma**2
+    mean = b.alpha * beta / a.sigma**2 * a.x0 + on_x * a.x
+    if variance == "small":
+        return mean + step.posterior_std * step.z
+    if variance != "large":
         raise ValueError(f"variance must be 'small' or 'large', got {variance!r}")
-    d = step.posterior_std if variance == "small" or b.sigma == 0 else sqrt(beta)
+    d = sqrt(beta) if b.sigma > 0 else 0.0
+    step.inflate(carry=on_x**2, add=d**2 - step.posterior_std**2)
     return mean + d * step.z
 
 

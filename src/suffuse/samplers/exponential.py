@@ -1,4 +1,4 @@
-"""Multistep exponential integrators in data prediction: DPM-Solver++.
+"""DPM-Solver++: exponential integrators in data prediction, multistep, single-step and stochastic.
 
     x_b / sigma_b = x_a / sigma_a + integral of x0 over alpha/sigma from a to b
 
@@ -8,56 +8,12 @@ with x0 replaced by the polynomial through its recent values.
 from __future__ import annotations
 
 import math
-from functools import cache
 
-import numpy as np
-
-from suffuse.samplers.rule import Level, Step, sampler
+from suffuse.samplers import weights as integrals
+from suffuse.samplers.rule import Step, sampler
 from suffuse.samplers.symbols import Symbol
 
-__all__ = ["dpmpp"]
-
-
-@cache
-def _gauss(nodes: int = 48) -> tuple[np.ndarray, np.ndarray]:
-    s, w = np.polynomial.legendre.leggauss(nodes)
-    return (s + 1) / 2, w / 2
-
-
-def lagrange(nodes: list[float], at: np.ndarray) -> np.ndarray:
-    """The values at `at` of the polynomials that are 1 at one node and 0 at the others: (nodes, at)."""
-    return np.stack(
-        [
-            np.prod([(at - m) / (n - m) for j, m in enumerate(nodes) if j != i], axis=0) * np.ones_like(at)
-            for i, n in enumerate(nodes)
-        ]
-    )
-
-
-def bounded(alpha: np.ndarray | float, sigma: np.ndarray | float) -> np.ndarray:
-    """The coordinate that polynomials through history use: sigma/(alpha + sigma), in [0, 1]."""
-    return np.asarray(sigma / (alpha + sigma))
-
-
-def exponential_weights(a: Level, b: Level, nodes: list[Level]) -> list[float]:
-    """sigma_b times the integral over alpha/sigma from a to b of each node's Lagrange polynomial; they sum to
-    alpha_b - alpha_a sigma_b / sigma_a.
-    """
-    total = b.alpha - a.alpha * b.sigma / a.sigma
-    if len(nodes) == 1:
-        return [total]
-    at = [float(bounded(n.alpha, n.sigma)) for n in nodes]
-    if b.sigma == 0:
-        return [float(w) for w in lagrange(at, np.array([0.0]))[:, 0] * b.alpha]
-    # alpha/sigma = e^u runs over decades, so integrate in u; below e^-40 of the end nothing is left
-    end = b.logsnr / 2
-    start = max(a.logsnr / 2, end - 40.0)
-    s, w = _gauss()
-    u = start + (end - start) * s
-    rho = np.exp(-u)
-    weight = b.alpha * (end - start) * w * np.exp(u - end)
-    raw = (lagrange(at, bounded(1.0, rho)) * weight).sum(1)
-    return [float(r) for r in raw * (total / raw.sum())]
+__all__ = ["dpmpp", "dpmpp_2s", "dpmpp_multistep_sde", "dpmpp_sde"]
 
 
 def _paper(step: Step, order: int) -> Symbol:
@@ -102,8 +58,76 @@ def dpmpp(step: Step, order: int = 2, weights: str = "exact") -> Symbol:
         return _paper(step, order)
     if weights != "exact":
         raise ValueError(f"weights must be 'exact' or 'paper', got {weights!r}")
-    a, b = step.a, step.b
-    nodes = step.recent(order)
-    return b.sigma / a.sigma * a.x + sum(
-        (w * n.x0 for w, n in zip(exponential_weights(a, b, list(nodes)), nodes, strict=True)), Symbol({})
-    )
+    a, b, nodes = step.a, step.b, step.recent(order)
+    w = integrals.data_weights(a, b, nodes, integrals.bounded())
+    return b.sigma / a.sigma * a.x + sum((c * n.x0 for c, n in zip(w, nodes, strict=True)), Symbol({}))
+
+
+def _finite(step: Step) -> bool:
+    return math.isfinite(step.a.logsnr) and math.isfinite(step.b.logsnr)
+
+
+def _first(step: Step) -> Symbol:
+    """The exact step of order 1, also at the ends of a schedule."""
+    return step.b.alpha * step.a.x0 + step.b.sigma * step.a.eps
+
+
+@sampler(order=2, stages=2)
+def dpmpp_2s(step: Step, r: float = 0.5) -> Symbol:
+    """x_b = (sigma_b/sigma_a) x_a - alpha_b (e^-h - 1) [(1 - 1/2r) x0_a + 1/2r x0_s],  s at lambda_a + r h.
+
+    Args:
+        r: where the inner stage lies, in (0, 1].
+    Lu et al. 2022 (DPM-Solver++), algorithm 1.
+    """
+    if not _finite(step):
+        return _first(step)
+    a, b, s = step.a, step.b, step.between(r)
+    inner = step.point(s.sigma / a.sigma * a.x + (s.alpha - a.alpha * s.sigma / a.sigma) * a.x0, s.t)
+    weight = b.alpha - a.alpha * b.sigma / a.sigma
+    return b.sigma / a.sigma * a.x + weight * ((1 - 0.5 / r) * a.x0 + 0.5 / r * inner.x0)
+
+
+@sampler(order=2, stages=2)
+def dpmpp_sde(step: Step, r: float = 0.5, eta: float = 1.0) -> Symbol:
+    """The two-stage step of `dpmpp_2s` on the reverse SDE: contraction e^-h(1 + eta^2), noise of both parts.
+
+    Args:
+        r: where the inner stage lies. eta: 1 is the reverse SDE, 0 the flow.
+    Lu et al. 2022 (DPM-Solver++), section 5 and appendix; Gonzalez et al. 2023 (SEEDS-2, data prediction).
+    """
+    if not _finite(step):
+        return _first(step)
+    a, b, s = step.a, step.b, step.between(r)
+    rate = eta * eta
+
+    def shrink(p: float, q: float) -> float:
+        return math.exp(-(q - p) / 2 * rate)
+
+    inner_keep = s.sigma / a.sigma * shrink(a.logsnr, s.logsnr)
+    inner_noise = s.sigma * math.sqrt(1 - shrink(a.logsnr, s.logsnr) ** 2) * step.noise(a.t, s.t)
+    inner = step.point(inner_keep * a.x + (s.alpha - a.alpha * inner_keep) * a.x0 + inner_noise, s.t)
+    keep = b.sigma / a.sigma * shrink(a.logsnr, b.logsnr)
+    early = b.sigma * math.sqrt(shrink(s.logsnr, b.logsnr) ** 2 - shrink(a.logsnr, b.logsnr) ** 2)
+    late = b.sigma * math.sqrt(1 - shrink(s.logsnr, b.logsnr) ** 2)
+    mean = keep * a.x + (b.alpha - a.alpha * keep) * ((1 - 0.5 / r) * a.x0 + 0.5 / r * inner.x0)
+    return mean + early * step.noise(a.t, s.t) + late * step.noise(s.t, b.t)
+
+
+@sampler(order=lambda order, eta: min(order, 2))
+def dpmpp_multistep_sde(step: Step, order: int = 2, eta: float = 1.0) -> Symbol:
+    """x_b = (sigma_b/sigma_a) e^(-eta^2 h) x_a + sum_j w_j x0_j + sigma_b sqrt(1 - e^(-2 eta^2 h)) z.
+
+    Args:
+        order: values of x0 used, 1 to 3. eta: 1 is the reverse SDE, 0 the flow.
+    Lu et al. 2022 (DPM-Solver++), eq. 18; Xue et al. 2023 (SA-Solver) for the weights at any eta.
+    """
+    a, b, nodes = step.a, step.b, step.recent(order)
+    if b.sigma == 0:
+        return _first(step)
+    w = integrals.data_weights(a, b, nodes, integrals.bounded(), tau=eta)
+    keep = 0.0 if a.alpha == 0 else (b.sigma * a.alpha / (a.sigma * b.alpha)) ** (eta * eta)
+    if a.alpha == 0 and eta == 0:
+        keep = 1.0
+    mean = b.sigma / a.sigma * keep * a.x + sum((c * n.x0 for c, n in zip(w, nodes, strict=True)), Symbol({}))
+    return mean + b.sigma * math.sqrt(1 - keep**2) * step.z

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ class PlanError(ValueError):
 class Row:
     """One state of a plan: where it is in noise, what it is made of, and the grid interval it belongs to.
 
-    `terms` is None for a state that is given. `main` marks the state at the end of its interval.
+    `terms` is None for a state that is given. `main` marks the state at the end of its interval. `inflated` is
+    (i, carry, add) where the rule declares excess variance: e_row = carry e_i + add.
     """
 
     t: float
@@ -42,6 +43,7 @@ class Row:
     step: int
     main: bool
     terms: dict[Term, float] | None = None
+    inflated: tuple[int, float, float] | None = None
 
 
 def combine(coefficients: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
@@ -60,12 +62,14 @@ class Plan:
         schedule: gives (alpha, sigma) at each time.
         grid: the falling times t_0 > ... > t_n.
         rows: the states in order; the first `given` + 1 are inputs.
-        excess: (alpha_a, sigma_a, alpha_b, sigma_b, e_a) -> e_b: declared excess variance of a single-step rule.
+        noises: the interval (from time, to time) that each noise z belongs to.
+        consistent: whether the law holds only in the limit of small steps; the defect is then kept, not raised.
         order, cold_order: order of accuracy with exact history, and starting without any.
         rebuild: (grid) -> Plan of the same rule, used to jump within a run.
     Attributes:
         evaluated: the states at which the network is called, in order.
-        draws, stochastic: the steps whose noise is used, and whether there are any.
+        draws, stochastic: the noises that are used, and whether there are any.
+        defect: how far the rows are from the law, at most: weight on clean data, and variance.
     Raises:
         PlanError: a row breaks the law; the message names the sampler, the row and the numbers.
     """
@@ -78,7 +82,8 @@ class Plan:
         rows: Sequence[Row],
         *,
         given: int = 0,
-        excess: Callable[..., float] | None = None,
+        noises: Sequence[tuple[float, float]] = (),
+        consistent: bool = False,
         order: float = 1,
         cold_order: float | None = None,
         rebuild: Callable[[Sequence[float]], Plan] | None = None,
@@ -86,12 +91,12 @@ class Plan:
         self.name, self.schedule, self.grid, self.given = name, schedule, tuple(grid), given
         self.order, self.cold_order = order, order if cold_order is None else cold_order
         self.rows = _prune(rows)
-        self._rebuild = rebuild
+        self._rebuild, self.noises = rebuild, tuple(noises)
         used = [term for row in self.rows for term in row.terms or ()]
         self.evaluated = tuple(sorted({i for kind, i in used if kind in ("x0", "eps")}))
         self.draws = tuple(sorted({i for kind, i in used if kind == "z"}))
         self.stochastic = bool(self.draws)
-        self._check(excess)
+        self.defect = self._check(consistent)
         self._program = self._schedule_terms()
         self._kinds = {
             i: sorted({kind for kind, j in used if j == i and kind in ("x0", "eps")}) for i in self.evaluated
@@ -109,11 +114,11 @@ class Plan:
         """How many grid intervals there are."""
         return len(self.grid) - 1
 
-    def _check(self, excess: Callable[..., float] | None) -> None:
+    def _check(self, consistent: bool) -> tuple[float, float]:
         draws = {i: n + 1 for n, i in enumerate(self.draws)}
         point = np.zeros(len(self.rows))
         noise = np.zeros((len(self.rows), len(draws) + 1 + self.given))
-        extra = np.zeros(len(self.rows))
+        excess, worst = np.zeros(len(self.rows)), (0.0, 0.0)
         for k, row in enumerate(self.rows):
             if row.terms is None:
                 # states that are given lie on one path of point-mass data: the same noise, at their own level
@@ -136,21 +141,26 @@ class Plan:
                     point[k] += c * (point[i] - at.alpha) / at.sigma
                     noise[k] += c * noise[i] / at.sigma
             variance, wanted = float(noise[k] @ noise[k]), row.sigma**2
-            if excess is not None and row.main:
-                a = self.rows[k - 1]
-                extra[k] = excess(a.alpha, a.sigma, row.alpha, row.sigma, extra[k - 1])
-                wanted += extra[k]
+            if row.inflated is not None:
+                source, carry, add = row.inflated
+                excess[k] = carry * excess[source] + add
+                wanted += excess[k]
             scale = max(1.0, row.sigma**2)
-            if not math.isclose(point[k], row.alpha, rel_tol=0, abs_tol=1e-9 * math.sqrt(scale)):
+            off = abs(point[k] - row.alpha) / math.sqrt(scale), abs(variance - wanted) / scale
+            worst = max(worst[0], off[0]), max(worst[1], off[1])
+            if consistent:
+                continue
+            if not off[0] <= 1e-9:
                 raise PlanError(
                     f"{self.name}: row {k} (t={row.t:.4g}) puts weight {point[k]:.6g} on clean data, "
                     f"alpha there is {row.alpha:.6g}"
                 )
-            if not math.isclose(variance, wanted, rel_tol=1e-9, abs_tol=1e-12 * scale):
+            if not off[1] <= 1e-9 * min(1.0, max(row.sigma**2, 1e-3)):
                 raise PlanError(
                     f"{self.name}: row {k} (t={row.t:.4g}) has noise variance {variance:.6g}, the law asks for "
-                    f"{wanted:.6g}" + (f" = sigma^2 + {extra[k]:.3g}" if extra[k] else " = sigma^2")
+                    f"{wanted:.6g} = sigma^2" + (f" + {excess[k]:.3g}" if excess[k] else "")
                 )
+        return worst
 
     def expand(self) -> tuple[np.ndarray, np.ndarray, list[Term]]:
         """The canonical form: every evaluated state and the last one in terms of the given states, x0_j and z.
@@ -302,9 +312,9 @@ class _Walk:
         for term in dead:
             values.pop(term, None)
 
-    def _draw(self, plan: Plan, step: int) -> Tensor:
-        a, b = plan.schedule.logsnr(plan.grid[step]), plan.schedule.logsnr(plan.grid[step + 1])
-        return self.path.increment(a, b)
+    def _draw(self, plan: Plan, number: int) -> Tensor:
+        a, b = plan.noises[number]
+        return self.path.increment(plan.schedule.logsnr(a), plan.schedule.logsnr(b))
 
 
 class RunStep:
@@ -350,28 +360,17 @@ class RunStep:
 
 def _prune(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Leave out intermediate states that nothing uses, and terms whose coefficient is 0."""
-    rows = [
-        Row(
-            r.t,
-            r.alpha,
-            r.sigma,
-            r.step,
-            r.main,
-            None if r.terms is None else {term: c for term, c in r.terms.items() if c != 0},
-        )
-        for r in rows
-    ]
-    used = {i for r in rows for kind, i in r.terms or () if kind != "z"}
-    keep = [k for k, r in enumerate(rows) if r.main or r.terms is None or k in used]
-    new = {old: n for n, old in enumerate(keep)}
-    return tuple(
-        Row(
-            r.t,
-            r.alpha,
-            r.sigma,
-            r.step,
-            r.main,
-            None if r.terms is None else {(kind, i if kind == "z" else new[i]): c for (kind, i), c in r.terms.items()},
-        )
-        for r in (rows[k] for k in keep)
-    )
+    terms = [None if r.terms is None else {term: c for term, c in r.terms.items() if c != 0} for r in rows]
+    keep: set[int] = set()
+    for k in range(len(rows) - 1, -1, -1):
+        if rows[k].main or terms[k] is None or k in keep:
+            keep |= {k} | {i for kind, i in terms[k] or () if kind != "z"}
+    new = {old: n for n, old in enumerate(sorted(keep))}
+    made = []
+    for k in sorted(keep):
+        row, parts = rows[k], terms[k]
+        if parts is not None:
+            parts = {(kind, i if kind == "z" else new[i]): c for (kind, i), c in parts.items()}
+        inflated = None if row.inflated is None else (new[row.inflated[0]], *row.inflated[1:])
+        made.append(replace(row, terms=parts, inflated=inflated))
+    return tuple(made)

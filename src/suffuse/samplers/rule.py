@@ -9,6 +9,7 @@ def ddim(step, eta=0.0):
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ class Level:
     """A noise level: t, alpha, sigma, logsnr = log(alpha^2/sigma^2), rho = sigma/alpha."""
 
     def __init__(self, schedule: Schedule, t: float) -> None:
-        self.t = t
+        self._schedule, self.t = schedule, t
         self.alpha, self.sigma = schedule(t)
 
     @property
@@ -40,6 +41,11 @@ class Level:
     def rho(self) -> float:
         """sigma/alpha; infinite where alpha = 0."""
         return self.sigma / self.alpha if self.alpha > 0 else math.inf
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """(d alpha/dt, d sigma/dt)."""
+        return self._schedule.rates(self.t)
 
 
 class Point(Level):
@@ -69,40 +75,97 @@ class Point(Level):
 class Step:
     """What a rule sees: the point `a` it goes from, the level `b` it goes to, history, noise, and its place k of n."""
 
-    def __init__(
-        self, schedule: Schedule, a: Point, t: float, past: list[Point], rows: list[Row], k: int, n: int
-    ) -> None:
-        self._schedule, self._rows, self._past = schedule, rows, past
-        self.a, self.b, self.k, self.n = a, Level(schedule, t), k, n
+    def __init__(self, build: _Build, t: float, k: int) -> None:
+        self._build = build
+        self.a, self.b, self.k, self.n = build.a, Level(build.schedule, t), k, len(build.times) - 1
+        self.inflated: tuple[int, float, float] | None = None
 
     def past(self, j: int) -> Point | None:
         """The point that the j-th step before this one started from, or None."""
-        return self._past[-j] if 1 <= j <= len(self._past) else None
+        past = self._build.past
+        return past[-j] if 1 <= j <= len(past) else None
 
     def recent(self, p: int) -> list[Point]:
         """Up to p points, newest first, beginning with `a`."""
-        return [self.a, *self._past[:-p:-1]] if p > 1 else [self.a]
+        return [self.a, *self._build.past[: -p : -1]] if p > 1 else [self.a]
+
+    def level(self, t: float) -> Level:
+        """The noise level at a time."""
+        return Level(self._build.schedule, t)
+
+    def between(self, share: float) -> Level:
+        """The level whose logsnr lies this share of the way from a to b; both must be finite."""
+        return self.level(self._build.schedule.time(self.a.logsnr + share * (self.b.logsnr - self.a.logsnr)))
+
+    def at_rho(self, rho: float) -> Level:
+        """The level with sigma/alpha = rho, or t = 1 when the schedule does not go so far."""
+        return self.level(min(1.0, self._build.schedule.time(-2 * math.log(rho)) if rho < math.inf else 1.0))
 
     def point(self, x: Symbol, t: float) -> Point:
-        """An extra state x at time t; it costs a call only if its x0 or eps is used."""
-        level = Level(self._schedule, t)
-        self._rows.append(Row(t, level.alpha, level.sigma, self.k, False, x.terms))
-        return Point(self._schedule, t, len(self._rows) - 1)
+        """An extra state x at time t; it costs a call only if its x0 or eps is used.
+
+        Where excess variance was declared by `inflate`, it holds for this state too.
+        """
+        build = self._build
+        level = Level(build.schedule, t)
+        build.rows.append(Row(t, level.alpha, level.sigma, self.k, False, x.terms, self.inflated))
+        return Point(build.schedule, t, len(build.rows) - 1)
 
     def keep(self, value: Any) -> None:
         """Leave something for later steps: `step.past(1).kept`."""
         self.a.kept = value
 
+    def noise(self, start: float, end: float) -> Symbol:
+        """The noise of the part of this step from time `start` to time `end`; parts that overlap are not independent."""
+        noises = self._build.noises
+        if (start, end) not in noises[self._build.first_noise :]:
+            noises.append((start, end))
+        return Symbol({("z", noises.index((start, end), self._build.first_noise)): 1.0})
+
     @property
     def z(self) -> Symbol:
         """The noise of this step; the same value each time it is used."""
-        return Symbol({("z", self.k): 1.0})
+        return self.noise(self.a.t, self.b.t)
+
+    def inflate(self, carry: float, add: float) -> None:
+        """Declare excess variance, over sigma^2, of the states made from now on: e = carry e_a + add."""
+        self.inflated = (self.a.index, carry, add)
 
     @property
     def posterior_std(self) -> float:
         """Standard deviation of q(x_b | x_a, x0): sigma_b sqrt(1 - (alpha_a sigma_b / (alpha_b sigma_a))^2)."""
         a, b = self.a, self.b
         return b.sigma * math.sqrt(max(0.0, 1 - (a.alpha * b.sigma / (b.alpha * a.sigma)) ** 2))
+
+
+class _Build:
+    """What is gathered while a rule walks a grid."""
+
+    def __init__(self, schedule: Schedule, times: list[float]) -> None:
+        level = Level(schedule, times[0])
+        self.schedule, self.times = schedule, times
+        self.rows = [Row(times[0], level.alpha, level.sigma, 0, True)]
+        self.a = Point(schedule, times[0], 0)
+        self.past: list[Point] = []
+        self.noises: list[tuple[float, float]] = []
+        self.first_noise = 0
+
+    def go(self, k: int, terms: dict[Any, float] | None, inflated: tuple[int, float, float] | None) -> None:
+        """Take the state at times[k + 1]."""
+        t = self.times[k + 1]
+        level = Level(self.schedule, t)
+        self.rows.append(Row(t, level.alpha, level.sigma, k, True, terms, inflated))
+        self.past.append(self.a)
+        self.a = Point(self.schedule, t, len(self.rows) - 1)
+        self.first_noise = len(self.noises)
+
+    def rise(self, k: int) -> None:
+        """Back to more noise: x_b = (alpha_b/alpha_a) x_a + fresh noise; history is of no use any more."""
+        a, b = self.a, Level(self.schedule, self.times[k + 1])
+        fresh = math.sqrt(b.sigma**2 - (b.alpha / a.alpha * a.sigma) ** 2)
+        self.noises.append((a.t, b.t))
+        self.go(k, {("x", a.index): b.alpha / a.alpha, ("z", len(self.noises) - 1): fresh}, None)
+        self.past.clear()
 
 
 class Rule:
@@ -116,6 +179,10 @@ class Rule:
         self.fn, self.options, self._declared = fn, options, declared
         self.name = fn.__name__
         self.__doc__ = fn.__doc__
+
+    def rising(self) -> Rule:
+        """This sampler on grids that may rise: there it noises the state again (time travel, Restart)."""
+        return Rule(self.fn, self.options, self._declared | {"rises": True})
 
     def __call__(self, **options: Any) -> Rule:
         unknown = set(options) - set(self.options)
@@ -154,11 +221,18 @@ class Rule:
         return self.plan(Linear(), [0.9, 0.6, 0.3]).stochastic
 
     @property
+    def law(self) -> str:
+        """What its rows obey for data that is one point: "exact", or "consistent" in the limit of small steps."""
+        return self._declared["law"]
+
+    @property
     def paper(self) -> str:
         """Where it is from: the last line of its docstring."""
         return (self.__doc__ or "").strip().splitlines()[-1].strip().rstrip(".")
 
-    def plan(self, schedule: Schedule, grid: Sequence[float] | Tensor, *, given: int = 0) -> Plan:
+    def plan(
+        self, schedule: Schedule, grid: Sequence[float] | Tensor, *, given: int = 0, backward: bool = False
+    ) -> Plan:
         """The table of this sampler on a grid.
 
         Args:
@@ -166,34 +240,37 @@ class Rule:
             grid: falling times in [0, 1].
             given: how many grid points after the first are given states with their own predictions (exact history),
                 instead of being stepped to.
+            backward: run from data to noise instead, on a rising grid (inversion).
         Raises:
-            ValueError: fewer than two times, a time out of [0, 1], times that do not fall.
+            ValueError: fewer than two times, a time out of [0, 1], times that do not fall (or, backward, rise).
             PlanError: the rule breaks its law.
         """
         times = [float(t) for t in (grid.tolist() if isinstance(grid, Tensor) else grid)]
         if len(times) < 2:
             raise ValueError(f"a grid needs at least two times (one step), got {len(times)}")
-        for a, b in zip(times, times[1:], strict=False):
-            if not b < a:
+        rises = self._declared.get("rises", False)
+        for a, b in itertools.pairwise(times):
+            if backward and not b > a:
+                raise ValueError(f"a backward grid must rise from data (t=0) to noise (t=1), but {b:g} follows {a:g}")
+            if not backward and (b == a or (b > a and not rises)):
                 raise ValueError(f"the grid must fall from noise (t=1) to data (t=0), but {b:g} follows {a:g}")
-        rows: list[Row] = []
-        past: list[Point] = []
-        level = Level(schedule, times[0])
-        rows.append(Row(times[0], level.alpha, level.sigma, 0, True))
-        a = Point(schedule, times[0], 0)
+        build = _Build(schedule, times)
         for k, t in enumerate(times[1:]):
-            step = Step(schedule, a, t, past, rows, k, len(times) - 1)
-            terms = self.fn(step, **self.options).terms if k >= given else None
-            rows.append(Row(t, step.b.alpha, step.b.sigma, k, True, terms))
-            past.append(a)
-            a = Point(schedule, t, len(rows) - 1)
+            if t > build.a.t and not backward:
+                build.rise(k)
+            elif k < given:
+                build.go(k, None, None)
+            else:
+                step = Step(build, t, k)
+                build.go(k, self.fn(step, **self.options).terms, step.inflated)
         return Plan(
             repr(self),
             schedule,
             times,
-            rows,
+            build.rows,
             given=given,
-            excess=self._declared["excess"](**self.options) if self._declared.get("excess") else None,
+            noises=build.noises,
+            consistent=self._declared["law"] == "consistent",
             order=self.order,
             cold_order=self.cold_order,
             rebuild=lambda times: self.plan(schedule, times),
@@ -205,15 +282,15 @@ def sampler(
     *,
     cold_order: float | Callable[..., float] | None = None,
     stages: int | Callable[..., int] = 1,
-    excess: Callable[..., Callable[..., float] | None] | None = None,
+    law: str = "exact",
 ) -> Callable[[Callable[..., Symbol]], Rule]:
     """Make a rule of a function `(step, **options) -> Symbol`.
 
     Args:
         order, cold_order, stages: numbers, or functions of the options.
-        excess: function of the options -> the declared excess variance (see `Plan`), or None for exact.
+        law: "exact" (also with declared inflation, `step.inflate`), or "consistent": it holds as steps become small.
     """
-    declared: dict[str, Any] = {"order": order, "stages": stages, "excess": excess}
+    declared: dict[str, Any] = {"order": order, "stages": stages, "law": law}
     if cold_order is not None:
         declared["cold_order"] = cold_order
 

@@ -1,0 +1,105 @@
+"""diffusers' scheduler configs as a schedule and a parameterization.
+
+A scheduler there is a table of betas, what the network predicts, and a way to sample; the last is not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suffuse.parameterize import Parameterization, named
+from suffuse.schedules import Discrete, Schedule
+from suffuse.training.files import read_json
+
+__all__ = ["read_schedule"]
+
+_KINDS = (
+    "DDIM DDPM PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete "
+    "DPMSolverMultistep DPMSolverSinglestep DEISMultistep UniPCMultistep"
+)
+_PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
+# keys that say how to sample, not what the model is
+_SAMPLING = (
+    "clip_sample clip_sample_range set_alpha_to_one steps_offset thresholding dynamic_thresholding_ratio "
+    "sample_max_value timestep_spacing skip_prk_steps algorithm_type solver_type solver_order solver_p "
+    "lower_order_final euler_at_final final_sigmas_type lambda_min_clipped use_karras_sigmas use_exponential_sigmas "
+    "use_beta_sigmas use_lu_lambdas interpolation_type sigma_min sigma_max predict_x0 disable_corrector"
+)
+# keys that would change the schedule or the network's output, and the values that leave both alone
+_ONLY = {
+    "use_flow_sigmas": (False, None),
+    "use_dynamic_shifting": (False, None),
+    "flow_shift": (1.0, None),
+    "time_shift_type": ("exponential", None),
+    "shift_terminal": (None,),
+    "timestep_type": ("discrete",),
+    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+}
+_SCHEDULE = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"}
+_KNOWN = _SCHEDULE | {"rescale_betas_zero_snr", "prediction_type"} | set(_SAMPLING.split()) | _ONLY.keys()
+
+
+def read_schedule(file: Path, kind: str, library: Any) -> tuple[Discrete, Parameterization]:
+    """The schedule a model was trained on, and what its output means; the network is told the index t T - 1.
+
+    Args:
+        file: scheduler_config.json.
+        kind: the scheduler's class, whose defaults fill in what the file leaves out.
+        library: diffusers.
+    Raises:
+        ModelFileError: the file is missing or is not JSON.
+        ValueError: a scheduler, key, prediction type or table of betas that is not supported.
+    """
+    given = {key: value for key, value in read_json(file).items() if not key.startswith("_")}
+    kinds = [f"{name}Scheduler" for name in _KINDS.split()]
+    if kind not in kinds:
+        raise ValueError(f"{file}: {kind} is not supported; supported are {', '.join(kinds)}")
+    unknown = sorted(given.keys() - _KNOWN)
+    if unknown:
+        raise ValueError(
+            f"{file}: unknown key {unknown[0]!r}, which may change the schedule; known are {sorted(_KNOWN)}"
+        )
+    for key, allowed in _ONLY.items():
+        if key in given and given[key] not in allowed:
+            raise ValueError(f"{file}: {key}={given[key]!r} is not supported, only {' or '.join(map(repr, allowed))}")
+    signature = inspect.signature(getattr(library, kind).__init__).parameters
+    config = {k: p.default for k, p in signature.items() if p.default is not p.empty} | given
+    predicts = config["prediction_type"]
+    if predicts not in _PREDICTS:
+        raise ValueError(f"{file}: prediction type {predicts!r} is not supported; supported are {', '.join(_PREDICTS)}")
+    schedule = _betas(file, config)
+    if config.get("rescale_betas_zero_snr"):
+        schedule = schedule.zero_terminal_snr()
+    return schedule, dataclasses.replace(named(_PREDICTS[predicts]), tells=index)
+
+
+def _betas(file: Path, config: dict[str, Any]) -> Discrete:
+    steps, low, high = config["num_train_timesteps"], config["beta_start"], config["beta_end"]
+    trained, family = config.get("trained_betas"), config["beta_schedule"]
+    if trained is not None:
+        if len(trained) != steps:
+            raise ValueError(f"{file}: {len(trained)} trained_betas, but num_train_timesteps is {steps}")
+        return Discrete(tuple(trained))
+    if family not in _BETAS:
+        raise ValueError(f"{file}: beta schedule {family!r} is not supported; supported are {', '.join(_BETAS)}")
+    if family == "squaredcos_cap_v2":
+        return Discrete.cosine(steps)
+    return (Discrete.ddpm if family == "linear" else Discrete.scaled_linear)(steps, low, high)
+
+
+def index(schedule: Schedule, t: float | Tensor) -> float | Tensor:
+    """t T - 1, which is exactly a whole number at the table's points and at least 0: what the network is told of t."""
+    assert isinstance(schedule, Discrete)
+    value = t * schedule.steps - 1
+    if isinstance(value, Tensor):
+        whole = value.round()
+        return torch.where((value - whole).abs() < 1e-3, whole, value).clamp_min(0)
+    whole = round(value)
+    return max(float(whole) if abs(value - whole) < 1e-3 else value, 0.0)
