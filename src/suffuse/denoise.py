@@ -42,6 +42,20 @@ class _Passed:
         return value[None] if value.ndim == 0 else value
 
 
+def check_range(x: Tensor, what: str) -> None:
+    """Refuse data that was plainly not scaled: integers, or values beyond +-30 (images lie in [-1, 1]).
+
+    Raises:
+        TypeError, ValueError: say what was seen. Not looked for on an accelerator.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"{what} is {x.dtype}: scale it to floating point in about [-1, 1], as in x / 127.5 - 1")
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel():
+        low, high = x.min().item(), x.max().item()
+        if max(-low, high) > 30:
+            raise ValueError(f"{what} runs from {low:g} to {high:g}: scale it to about [-1, 1], as in x / 127.5 - 1")
+
+
 class _Base:
     """What every denoiser made here can do."""
 
@@ -146,7 +160,7 @@ class Denoiser(_Base):
     def rows(self, index: Any) -> Denoiser:
         """The denoiser of some rows of a batch, with their conditions."""
         new = copy.copy(self)
-        new.bound = {k: v[index] if v.shape[0] > 1 else v for k, v in self.bound.items()}
+        new.bound = {k: _pick(v, index) for k, v in self.bound.items()}
         return new
 
     def forget(self, rows: Tensor, x: Tensor) -> Denoiser:
@@ -159,6 +173,8 @@ class Denoiser(_Base):
         new = copy.copy(self)
         new.bound = {}
         for name, value in self.bound.items():
+            if isinstance(self.conditions[name], _Passed):
+                raise ValueError(f"{name!r} has no null: give the Denoiser a condition with one, such as nets.Label")
             null = self.conditions[name].null(name, x).to(value.dtype)
             mask = rows.reshape(-1, *[1] * (value.ndim - 1))
             new.bound[name] = torch.where(mask, null, value)
@@ -196,10 +212,10 @@ class Denoiser(_Base):
         inside = x if p.scale is None else x * p.scale(alpha, sigma)
         if dtype != x.dtype:
             inside = inside.to(dtype)
-            told = {k: v.to(dtype) if v.is_floating_point() else v for k, v in told.items()}
+            told = {k: v.to(dtype) if v.is_floating_point() and v.ndim > 1 else v for k, v in told.items()}
         out = self.net(inside, time.to(torch.float64 if dtype == torch.float64 else torch.float32), **told)
-        if out.shape[0] != x.shape[0]:
-            raise ValueError(f"the network answered {out.shape[0]} rows to a batch of {x.shape[0]}")
+        if out.shape != x.shape:
+            raise ValueError(f"the network answered shape {tuple(out.shape)} to x of shape {tuple(x.shape)}")
         return out.to(x.dtype), alpha, sigma, p.row(self.schedule, t, alpha, sigma)
 
     def __call__(self, x: Tensor, t: float | Tensor, *, to: float | Tensor | None = None) -> Prediction:
@@ -231,6 +247,13 @@ def _dtype(net: Any, x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def _pick(value: Any, index: Any) -> Any:
+    """The rows of a value that is kept by row; what is the same for all rows stays."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] == 1:
+        return value
+    return value[index.to(value.device) if isinstance(index, Tensor) else index]
+
+
 class Composed(_Base):
     """A denoiser made of denoisers; prints as the tree it is. Made by `denoiser(fn, parts=[...])`."""
 
@@ -247,12 +270,12 @@ class Composed(_Base):
 
     def rows(self, index: Any) -> Composed:
         """The denoiser of some rows of a batch, with everything in it that is kept by row."""
-        rows = {
-            k: v[index] if isinstance(v, Tensor) and v.ndim and v.shape[0] > 1 else v
-            for k, v in self._rest["rows"].items()
-        }
+        rows = {k: _pick(v, index) for k, v in self._rest["rows"].items()}
         parts = [p.rows(index) if hasattr(p, "rows") else p for p in self.parts]
-        return Composed(self.fn, parts, **(self._rest | {"rows": rows}))
+        new = Composed(self.fn, parts, **(self._rest | {"rows": rows}))
+        state: Any = self.state
+        new.state = state.rows(index) if hasattr(state, "rows") else state
+        return new
 
     def fresh(self) -> Composed:
         """The same denoiser with its per-run state made anew; every run begins with this."""
@@ -336,8 +359,15 @@ def together(parts: Sequence[Any], x: Tensor, t: Any, to: Any = None) -> list[Pr
         return [call(p, x, t, to) for p in parts]
     n, rows = len(parts), x.shape[0]
     told = [p.told(x, to) for p in parts]
-    if any(a.keys() != told[0].keys() or any(a[k].shape != v.shape for k, v in told[0].items()) for a in told):
+    if any(a.keys() != told[0].keys() for a in told):
         return [call(p, x, t, to) for p in parts]
+    for name, spec in first.conditions.items():
+        lengths = {a[name].shape[1] for a in told if name in a and a[name].ndim > 1}
+        if len(lengths) > 1:  # sequences of several lengths: "told nothing" is what fills them up
+            blank = spec.null(name, x)
+            for a in told:
+                more = blank[:, :1].to(a[name]).expand(rows, max(lengths) - a[name].shape[1], *blank.shape[2:])
+                a[name] = torch.cat([a[name], more], 1)
 
     def many(value: Any) -> Any:
         return value.repeat(n, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) and value.ndim else value
@@ -367,13 +397,13 @@ def networks(part: Any) -> list[nn.Module]:
 
 
 @contextlib.contextmanager
-def evaluating(part: Any) -> Iterator[None]:
-    """Every network inside a denoiser in eval mode, each module's own mode restored afterwards."""
-    modules = {m: m.training for net in networks(part) for m in net.modules()}
+def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """These modules in eval mode, each one's own mode restored afterwards."""
+    training = [m for m in modules if m.training]
+    for module in training:
+        module.training = False
     try:
-        for net in networks(part):
-            net.eval()
         yield
     finally:
-        for module, mode in modules.items():
-            module.training = mode
+        for module in training:
+            module.training = True

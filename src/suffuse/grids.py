@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from suffuse.schedules import Discrete, Schedule
+from suffuse.schedules import Discrete, Schedule, Shifted
 
 __all__ = ["karras", "leading", "linspace", "logsnr", "trailing", "uniform"]
 
@@ -35,6 +35,14 @@ def uniform(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 
     return _times([start + (end - start) * k / steps for k in range(steps)] + [end])
 
 
+def _finest(schedule: Schedule) -> float:
+    """The highest logsnr a network of this schedule was trained at: that of index 0, for a table."""
+    table = schedule
+    while isinstance(table, Shifted):
+        table = table.base
+    return schedule.logsnr(1 / table.steps) if isinstance(table, Discrete) else math.inf
+
+
 def logsnr(
     schedule: Schedule,
     steps: int,
@@ -49,7 +57,9 @@ def logsnr(
     Lu et al. 2022 (DPM-Solver), section 4.1: the grid on which exponential integrators have their order.
     """
     _check(steps, start, end)
-    low, high = max(schedule.logsnr(start), lowest), min(highest, schedule.logsnr(end))
+    low, high = max(schedule.logsnr(start), lowest), min(highest, schedule.logsnr(end), _finest(schedule))
+    if low >= high:  # it begins where others end
+        return uniform(schedule, steps, start=start, end=end)
     parts = steps if end > 0 else steps - 1  # to t = 0 the last jump is extra: its logsnr is infinite
     values = [schedule.time(low + (high - low) * k / parts) for k in range(1, steps)]
     return _times([start, *values, end])
@@ -71,7 +81,9 @@ def karras(
     """
     _check(steps, start, end)
     high = min(math.exp(-schedule.logsnr(start) / 2) if schedule.logsnr(start) > -60 else math.inf, sigma_max)
-    low = max(sigma_min, math.exp(-min(schedule.logsnr(end), 60.0) / 2))
+    low = max(sigma_min, math.exp(-min(schedule.logsnr(end), _finest(schedule), 60.0) / 2))
+    if low >= high:
+        return uniform(schedule, steps, start=start, end=end)
     parts = steps if end > 0 else steps - 1
     values = []
     for k in range(1, steps):
@@ -80,9 +92,12 @@ def karras(
     return _times([start, *values, end])
 
 
-def _indices(schedule: Schedule, steps: int, indices: list[int], end: float) -> Tensor:
-    assert isinstance(schedule, Discrete)
-    return _times([(i + 1) / schedule.steps for i in indices] + [end])
+def _indices(T: int, indices: list[int], start: float, end: float) -> Tensor:
+    """Times of falling indices; from a later start, the part of the grid below it."""
+    times = [(i + 1) / T for i in indices]
+    if start < 1:
+        times = [start, *[t for t in times if t < start]]
+    return _times([*times, end])
 
 
 def _discrete(schedule: Schedule, steps: int) -> int:
@@ -93,7 +108,7 @@ def _discrete(schedule: Schedule, steps: int) -> int:
     return schedule.steps
 
 
-def leading(schedule: Schedule, steps: int, *, offset: int = 0, end: float = 0.0) -> Tensor:
+def leading(schedule: Schedule, steps: int, *, offset: int = 0, start: float = 1.0, end: float = 0.0) -> Tensor:
     """Indices k (T // n) + offset, falling: what DDIM and Stable Diffusion (offset 1) used.
 
     Args:
@@ -101,21 +116,17 @@ def leading(schedule: Schedule, steps: int, *, offset: int = 0, end: float = 0.0
     Lin et al. 2024, table 2.
     """
     T = _discrete(schedule, steps)
-    return _indices(schedule, steps, [k * (T // steps) + offset for k in range(steps)][::-1], end)
+    return _indices(T, [k * (T // steps) + offset for k in range(steps)][::-1], start, end)
 
 
-def linspace(schedule: Schedule, steps: int, *, end: float = 0.0) -> Tensor:
+def linspace(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 0.0) -> Tensor:
     """Indices 0 to T - 1 in n equal parts, rounded, falling.   Lin et al. 2024, table 2."""
     T = _discrete(schedule, steps)
-    return _indices(
-        schedule,
-        steps,
-        [round((T - 1) * k / max(steps - 1, 1)) for k in range(steps)][::-1] if steps > 1 else [T - 1],
-        end,
-    )
+    indices = [round((T - 1) * k / (steps - 1)) for k in range(steps)][::-1] if steps > 1 else [T - 1]
+    return _indices(T, indices, start, end)
 
 
-def trailing(schedule: Schedule, steps: int, *, end: float = 0.0) -> Tensor:
+def trailing(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 0.0) -> Tensor:
     """Indices T - 1, T - 1 - T/n, ..., rounded: begins at pure noise.   Lin et al. 2024, table 2."""
     T = _discrete(schedule, steps)
-    return _indices(schedule, steps, [round(T - T / steps * k) - 1 for k in range(steps)], end)
+    return _indices(T, [round(T - T / steps * k) - 1 for k in range(steps)], start, end)

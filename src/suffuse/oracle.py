@@ -19,6 +19,8 @@ from suffuse.schedules import Linear, Schedule
 
 __all__ = ["Empirical", "Gaussian", "Mixture"]
 
+_STREAM = 0x0DA7A  # of its own, so that data and noise of one seed are independent
+
 
 class Mixture:
     """sum_k w_k N(m_k, C_k) under a schedule: a denoiser that is never wrong.
@@ -102,6 +104,8 @@ class Mixture:
 
     def _whiten(self, x: Tensor, a: Any, s: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Residuals (B, K, D) in each component's axes, their variances (B or 1, K, D or 1), and log w_k p_k (B, K)."""
+        if not isinstance(s, Tensor) and s == 0 and not bool(self.vars.all()):
+            raise ValueError("points without spread have no density at t = 0: ask at a later time")
         means, basis = self.flat.to(x), None if self.basis is None else self.basis.to(x)
         r = x[:, None] - a * means
         if basis is not None:
@@ -157,10 +161,10 @@ class Mixture:
         log_w = self.log_weights.expand(n, -1)
         if self.label is not None:
             log_w = log_w.masked_fill(self.labels != self.label[:, None], -math.inf)
-        u = (bits((n, 1), seed, stream=9)[:, 0].double() + 0.5) * 2.0**-32
+        u = (bits((n, 1), seed, stream=_STREAM)[:, 0].double() + 0.5) * 2.0**-32
         cdf = log_w.softmax(1).cumsum(1)
         k = (u[:, None] > cdf).sum(1).clamp(max=len(self.flat) - 1)
-        z = noise((n, self.flat.shape[1]), seed, dtype=torch.float64) * self.vars[k].sqrt()
+        z = noise((n, self.flat.shape[1]), seed, stream=_STREAM + 1, dtype=torch.float64) * self.vars[k].sqrt()
         if self.basis is not None:
             z = torch.einsum("be,bde->bd", z, self.basis[k])
         return (self.flat[k] + z).reshape(n, *self.shape).to(self.dtype)

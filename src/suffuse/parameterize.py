@@ -165,6 +165,8 @@ class Parameterization:
         """
         a, b = row
         det = alpha * b - sigma * a
+        if not isinstance(det, Tensor) and not math.isfinite(det):
+            raise ValueError(f"{self.name} is infinite at alpha={_show(alpha)}, sigma={_show(sigma)} on this schedule")
         if _zero(det):
             raise ValueError(
                 f"a network that predicts {self.name} says nothing at alpha={_show(alpha)}, sigma={_show(sigma)}: "
@@ -208,6 +210,11 @@ v = Parameterization("v", lambda schedule, t, alpha, sigma: (-sigma, alpha))
 velocity = Parameterization("velocity", _rates)
 
 
+def _clamp(logsnr: Any) -> Any:
+    """Within +-20: a network cannot be told infinity."""
+    return logsnr.clamp(-20, 20) if isinstance(logsnr, Tensor) else min(max(logsnr, -20.0), 20.0)
+
+
 def edm(data_std: float = 0.5) -> Parameterization:
     """EDM's F on any schedule: unit variance in and out for data of standard deviation `data_std`.
 
@@ -223,10 +230,10 @@ def edm(data_std: float = 0.5) -> Parameterization:
         return (alpha * alpha * s * s + sigma * sigma) ** 0.5
 
     return Parameterization(
-        f"edm({s:g})",
+        f"edm({s!r})",
         lambda schedule, t, alpha, sigma: (sigma / (q(alpha, sigma) * s), -alpha * s / q(alpha, sigma)),
         scale=lambda alpha, sigma: 1 / q(alpha, sigma),
-        tells=lambda schedule, t: -schedule.logsnr(t) / 8,
+        tells=lambda schedule, t: _clamp(schedule.logsnr(t)) / -8,
     )
 
 

@@ -32,31 +32,24 @@ def philox(counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word]) -> tu
 
 
 def bits(
-    shape: tuple[int, ...], seed: int, *, stream: Word = 0, step: Word = 0, first: int = 0, device: Any = None
+    shape: tuple[int, ...], seed: int, *, stream: int = 0, step: int = 0, first: int = 0, device: Any = None
 ) -> Tensor:
-    """Random 32-bit words (as int64) of this shape; the first axis is the item, the last runs along the counter.
-
-    `stream` and `step` may be tensors (M,): then M draws are made at once and the result is (M, *shape).
-    """
+    """Random 32-bit words (as int64) of this shape; the first axis is the item, the last runs along the counter."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise ValueError(f"seed must be an integer in 0..2^64 - 1, got {seed!r}")
     if len(shape) < 1:
         raise ValueError("noise needs a shape with at least the batch axis")
-    many = isinstance(stream, Tensor) or isinstance(step, Tensor)
     axes = len(shape) - 1
 
     def index(size: int, axis: int, start: int = 0) -> Tensor:  # axis counted in (item, *rest)
         return torch.arange(start, start + size, device=device).reshape(-1, *[1] * (axes - axis))
 
-    def outer(word: Word) -> Word:
-        return word.to(device).reshape(-1, *[1] * (axes + 1)) if isinstance(word, Tensor) else word
-
     items = index(shape[0], 0, first)
-    key = philox((items & _LOW, items >> 32, outer(step), outer(stream)), (seed & _LOW, seed >> 32))[:2]
+    key = philox((items & _LOW, items >> 32, step, stream), (seed & _LOW, seed >> 32))[:2]
     for axis in range(1, axes):
         key = philox((index(shape[axis], axis), 0, axis, 1), key)[:2]  # type: ignore[arg-type]
     if axes == 0:
-        return key[0].expand(-1, *shape) if many else key[0].expand(shape)
+        return key[0].expand(shape)
     last = shape[-1]
     words = philox((torch.arange((last + 3) // 4, device=device), 0, 0, 2), key)  # type: ignore[arg-type]
     return torch.stack(torch.broadcast_tensors(*words), -1).flatten(-2)[..., :last]
@@ -75,8 +68,8 @@ def noise(
     shape: tuple[int, ...],
     seed: int,
     *,
-    step: Word = 0,
-    stream: Word = 0,
+    step: int = 0,
+    stream: int = 0,
     first: int = 0,
     device: Any = None,
     dtype: torch.dtype = torch.float32,
@@ -86,7 +79,7 @@ def noise(
     Args:
         shape: (B, ...); the value at [i, c, h, w] depends on (seed, i, c, h, w), not on the sizes.
         seed: 0 to 2^64 - 1.
-        step, stream: further counters, for several draws of one seed; tensors (M,) make M draws, (M, B, ...).
+        step, stream: further counters, for several draws of one seed.
         first: number of the first item, so that a batch may be a part of a larger one.
     Raises:
         ValueError: the seed is not an integer in range.
@@ -123,25 +116,30 @@ class BrownianPath:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.shape, self.seed, self.first, self.device, self.dtype = tuple(shape), seed, first, device, dtype
-        self.turn = 0  # how often the sampler went back to more noise: each time a new motion begins
-        self._last: tuple[float, Tensor | None] = (0.0, None)
-        self._drawn = 0
+        self._turn = self._drawn = 0
+        self.renew()
         bits((1,), seed)  # an unfit seed is an error here, not at the first step
 
-    def fresh(self, draw: int) -> Tensor:
-        """Independent noise, number `draw`."""
-        return self._noise(1, draw)
+    def renew(self) -> None:
+        """Begin a new motion, independent of the one so far: after a rise, or a jump."""
+        self._turn += 1
+        self._last: tuple[float, Any] = (0.0, 0.0)
+        self._nodes: dict[int, Any] = {}  # W at the nodes between the root and the last query
 
-    def _noise(self, kind: Any, number: Any) -> Tensor:
+    def resize(self, rows: int) -> None:
+        """Go on with another number of rows: a new motion, by place in the batch."""
+        self.shape = (rows, *self.shape[1:])
+        self.renew()
+
+    def _noise(self, kind: int, number: int) -> Tensor:
+        stream = kind + 4 * self._turn
         return noise(
-            self.shape,
-            self.seed,
-            stream=kind + 8 * self.turn,
-            step=number,
-            first=self.first,
-            device=self.device,
-            dtype=self.dtype,
+            self.shape, self.seed, stream=stream, step=number, first=self.first, device=self.device, dtype=self.dtype
         )
+
+    def _fresh(self) -> Tensor:
+        self._drawn += 1
+        return self._noise(3, self._drawn)
 
     def increment(self, a: float, b: float) -> Tensor:
         """(W(q_b) - W(q_a)) / sqrt(q_b - q_a): standard normal, for a step from logsnr a to logsnr b.
@@ -149,56 +147,49 @@ class BrownianPath:
         A step towards more noise, or to logsnr beyond 20, draws independent noise; after a rise the motion is new.
         """
         if b <= a:
-            self.turn += 1
-            self._last = (0.0, None)
-            return self.fresh(0)
+            self.renew()
+            return self._fresh()
         if b > self.high:
-            self._drawn += 1
-            return self._noise(2, self._drawn)
+            return self._fresh()
         start, end = math.exp(a), math.exp(b)
         before = self._value(start)
         after = self._value(end)
-        return (after - before) / math.sqrt(end - start) if isinstance(before, Tensor) else after / math.sqrt(end)
+        return (after - before) / math.sqrt(end - start)
+
+    def _clock(self, node: int) -> float:
+        """q at node 0, where W = 0, and at nodes 1 to 2^depth, where log q runs evenly from low to high."""
+        return 0.0 if node == 0 else math.exp(self.low + (node - 1) * (self.high - self.low) / (2**self.depth - 1))
 
     def _value(self, q: float) -> Any:
         """W(q), by descending the tree; 0.0 at q = 0."""
-        if q == 0.0:
-            return 0.0
         if q == self._last[0]:
             return self._last[1]
-        # nodes 1..2^depth stand at log q = low..high, node 0 at q = 0, where W = 0
-        nodes = 2**self.depth
-        spacing = (self.high - self.low) / (nodes - 1)
-
-        def clock(node: int) -> float:
-            return 0.0 if node == 0 else math.exp(self.low + (node - 1) * spacing)
-
-        place = (math.log(q) - self.low) / spacing + 1
-        left, right, middles = 0, nodes, []
+        root = 2**self.depth
+        place = (math.log(q) - self.low) * (root - 1) / (self.high - self.low) + 1
+        path: dict[int, Any] = {0: 0.0, root: self._nodes.get(root)}
+        if path[root] is None:
+            path[root] = self._noise(0, root) * math.sqrt(self._clock(root))
+        left, right = 0, root
         while right - left > 1:
             middle = (left + right) // 2
-            middles.append((left, middle, right))
+            value = self._nodes.get(middle)
+            if value is None:
+                value = self._bridge(left, path[left], right, path[right], self._clock(middle), self._noise(0, middle))
+            path[middle] = value
             left, right = (middle, right) if middle <= place else (left, middle)
-        draws = self._noise(
-            torch.tensor([3] * (len(middles) + 2)), torch.tensor([nodes, *[m for _, m, _ in middles], 0])
-        )
-        values: dict[int, Any] = {0: 0.0, nodes: draws[0] * math.sqrt(clock(nodes))}
-        for xi, (lo, mid, hi) in zip(draws[1:], middles, strict=False):
-            values[mid] = self._bridge(clock(lo), values[lo], clock(hi), values[hi], clock(mid), xi)
-        at, w = clock(left), values[left]
-        if at < self._last[0] < q:
-            at, w = self._last
-        xi = self._noise(4 + (at != clock(left)), left if at == clock(left) else self._next())
-        w = self._bridge(at, w, clock(right), values[right], q, xi)
+        self._nodes = path
+        at, w, xi = self._clock(left), path[left], None
+        if at < self._last[0] < q:  # two queries in one leaf
+            (at, w), xi = self._last, self._fresh()
+        w = self._between(at, w, self._clock(right), path[right], q, self._noise(1, left) if xi is None else xi)
         self._last = (q, w)
         return w
 
-    def _next(self) -> int:
-        self._drawn += 1
-        return self._drawn
+    def _bridge(self, left: int, wa: Any, right: int, wb: Any, q: float, xi: Tensor) -> Tensor:
+        return self._between(self._clock(left), wa, self._clock(right), wb, q, xi)
 
     @staticmethod
-    def _bridge(qa: float, wa: Any, qb: float, wb: Tensor, q: float, xi: Tensor) -> Tensor:
+    def _between(qa: float, wa: Any, qb: float, wb: Any, q: float, xi: Tensor) -> Tensor:
         """W(q) between W(qa) and W(qb): mean linear in q, variance (q - qa)(qb - q)/(qb - qa)."""
         share = (q - qa) / (qb - qa)
         return wa + (wb - wa) * share + xi * math.sqrt((q - qa) * (1 - share))

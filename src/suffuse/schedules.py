@@ -51,7 +51,7 @@ def left(value: Tensor, like: Tensor) -> Tensor:
             f"times of shape {tuple(value.shape)} do not fit data of shape {tuple(like.shape)}: "
             "they must be () or the data's leading sizes"
         )
-    return value.to(like.dtype).reshape(value.shape + (1,) * (like.ndim - value.ndim))
+    return value.to(like).reshape(value.shape + (1,) * (like.ndim - value.ndim))
 
 
 class Schedule:
@@ -96,6 +96,10 @@ class Schedule:
         """The homogeneous function of (alpha, sigma) that is 1 along the curve, e.g. hypot for variance preserving."""
         raise NotImplementedError
 
+    def norm_rate(self, alpha: Time, sigma: Time, da: Time, ds: Time) -> Time:
+        """The derivative of `norm` along (da, ds)."""
+        raise NotImplementedError
+
     def time(self, logsnr: Time) -> Time:
         """The t at which log(alpha^2 / sigma^2) takes this value: the inverse of `logsnr`."""
         raise NotImplementedError
@@ -108,10 +112,8 @@ class Schedule:
         return math.inf if sigma == 0 else 2 * (_log(alpha) - _log(sigma))
 
     def rates(self, t: Time) -> tuple[Time, Time]:
-        """(d alpha / dt, d sigma / dt), by forward-mode differentiation unless a schedule knows better."""
-        at = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
-        da, ds = torch.func.jvp(self.pair, (at,), (torch.ones_like(at),))[1]
-        return (da, ds) if isinstance(t, Tensor) else (da.item(), ds.item())
+        """(d alpha / dt, d sigma / dt)."""
+        raise NotImplementedError
 
     def shift(self, factor: float) -> Shifted:
         """The same family of curve with sigma/alpha multiplied by `factor` at every t.
@@ -138,6 +140,9 @@ class Linear(Schedule):
     def norm(self, alpha: Time, sigma: Time) -> Time:
         return alpha + sigma
 
+    def norm_rate(self, alpha: Time, sigma: Time, da: Time, ds: Time) -> Time:
+        return da + ds
+
     def rates(self, t: Time) -> tuple[Time, Time]:
         return (-torch.ones_like(t), torch.ones_like(t)) if isinstance(t, Tensor) else (-1.0, 1.0)
 
@@ -148,6 +153,9 @@ class Linear(Schedule):
 class _VariancePreserving(Schedule):
     def norm(self, alpha: Time, sigma: Time) -> Time:
         return _lib(alpha).hypot(alpha, sigma)
+
+    def norm_rate(self, alpha: Time, sigma: Time, da: Time, ds: Time) -> Time:
+        return (alpha * da + sigma * ds) / self.norm(alpha, sigma)
 
 
 @dataclass(frozen=True)
@@ -210,6 +218,9 @@ class VE(Schedule):
 
     def norm(self, alpha: Time, sigma: Time) -> Time:
         return alpha + 0 * sigma
+
+    def norm_rate(self, alpha: Time, sigma: Time, da: Time, ds: Time) -> Time:
+        return da
 
     def rates(self, t: Time) -> tuple[Time, Time]:
         return 0 * t, self.sigma_max * self.power * t ** (self.power - 1)
@@ -289,16 +300,25 @@ class Discrete(_VariancePreserving):
             cache[key] = tuple(torch.tensor(v, dtype=torch.float64).to(like) for v in self._table)
         return cache[key]
 
-    def pair(self, t: Time) -> tuple[Time, Time]:
-        keep: Any
+    def _index(self, t: Time) -> Any:
+        """The interval [i/T, (i + 1)/T] that t lies in."""
         if isinstance(t, Tensor):
-            keep, lose = self._tensors(t)
-            i = (t.detach() * self.steps).floor().clamp(0, self.steps - 1).long()
-        else:
-            (keep, lose), i = self._table, min(int(t * self.steps), self.steps - 1)
-        w = t * self.steps - i
-        m = _lib(t)
+            return (t.detach() * self.steps).floor().clamp(0, self.steps - 1).long()
+        return min(int(t * self.steps), self.steps - 1)
+
+    def pair(self, t: Time) -> tuple[Time, Time]:
+        keep, lose = self._tensors(t) if isinstance(t, Tensor) else self._table
+        i = self._index(t)
+        w, m = t * self.steps - i, _lib(t)
         return m.sqrt(keep[i] + w * (keep[i + 1] - keep[i])), m.sqrt(lose[i] + w * (lose[i + 1] - lose[i]))
+
+    def rates(self, t: Time) -> tuple[Time, Time]:
+        (keep, lose), (alpha, sigma) = self._tensors(t) if isinstance(t, Tensor) else self._table, self.pair(t)
+        i = self._index(t)
+        da, ds = (keep[i + 1] - keep[i]) * self.steps / 2, (lose[i + 1] - lose[i]) * self.steps / 2
+        if isinstance(t, Tensor):
+            return da / alpha, ds / sigma
+        return da / alpha if alpha else -math.inf, ds / sigma if sigma else math.inf
 
     def time(self, logsnr: Time) -> Time:
         # look up in whichever of alpha^2, sigma^2 is small, where it is known to full relative precision
@@ -336,6 +356,15 @@ class Shifted(Schedule):
 
     def norm(self, alpha: Time, sigma: Time) -> Time:
         return self.base.norm(alpha, sigma)
+
+    def norm_rate(self, alpha: Time, sigma: Time, da: Time, ds: Time) -> Time:
+        return self.base.norm_rate(alpha, sigma, da, ds)
+
+    def rates(self, t: Time) -> tuple[Time, Time]:
+        (alpha, sigma), (da, ds), s = self.base.pair(t), self.base.rates(t), self.factor
+        q = self.norm(alpha, s * sigma)
+        dq = self.norm_rate(alpha, s * sigma, da, s * ds)
+        return (da - alpha * dq / q) / q, s * (ds - sigma * dq / q) / q
 
     def time(self, logsnr: Time) -> Time:
         return self.base.time(logsnr + 2 * math.log(self.factor))

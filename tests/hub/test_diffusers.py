@@ -154,7 +154,9 @@ def test_gradients_reach_the_latents_and_no_frozen_weight(model):
     x = sf.noise((1, *model.shape), seed=0).requires_grad_()
     model.codec.decode(model.given(text="a cat")(x, 0.5).x0).sum().backward()
     assert x.grad.abs().sum() > 0
-    assert all(p.grad is None for p in model.codec.net.parameters())
+    frozen = [model.codec.net, model.conditions["text"].encoder]
+    assert all(p.grad is None for net in frozen for p in net.parameters())
+    assert all(p.grad is not None for p in model.net.unet.conv_in.parameters())
 
 
 def test_classes_are_a_label(tmp_path):

@@ -8,7 +8,7 @@ from suffuse.nets import DiT, Label
 
 from .worlds import RULES, SCHEDULES, mixture_1d
 
-WORLD = oracle.Mixture(torch.ones(6), torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0)), 0.05)
+WORLD = oracle.Mixture(torch.ones(6), torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0)), 0.3)
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)

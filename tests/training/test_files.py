@@ -113,7 +113,7 @@ class TestOneClearSentence:
         about = json.loads((folder / "model.json").read_text())
         about["net"]["args"]["colour"] = 3
         _edit(folder, net=about["net"])
-        with pytest.raises(ModelFileError, match=r"MLP does not take \['colour'\\]"):
+        with pytest.raises(ModelFileError, match=r"MLP does not take \['colour'\]"):
             load(folder)
 
     def test_weights_of_another_shape_and_other_names(self, folder):

@@ -52,7 +52,7 @@ def _guided(
     low, high = between
     if isinstance(t, Tensor) and t.ndim:
         inside = left((t >= low) & (t <= high), x)
-        w = torch.where(inside > 0, left(w, x) if isinstance(w, Tensor) and w.ndim else w, 1.0).to(x.dtype)
+        w = torch.where(inside > 0, left(w, x) if isinstance(w, Tensor) else w, 1.0).to(x.dtype)
     elif not low <= float(t) <= high or (not isinstance(w, Tensor) and w == 1):
         return call(pos, x, t, to)
     elif isinstance(w, Tensor):

@@ -97,8 +97,7 @@ class Folder:
             folder, use_safetensors=True, local_files_only=True, dtype=dtype, output_loading_info=True
         )
         for what in ("missing", "unexpected"):
-            # old CLIP files hold a buffer of position numbers, which are 0, 1, 2 ...
-            keys = [k for k in sorted(report[f"{what}_keys"]) if not k.endswith("position_ids")]
+            keys = sorted(report[f"{what}_keys"])
             if keys:
                 raise ModelFileError(f"{folder}: {len(keys)} weights are {what}, the first is {keys[0]}")
         return net.to(device).eval()

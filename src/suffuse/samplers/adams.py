@@ -1,6 +1,7 @@
 """Adams rules: multistep integrators of x0 or eps, with and without a corrector.
 
-    data:   x_b = (sigma_b/sigma_a) x_a + sum_j w_j x0_j          noise:  x_b = x at order 1 + alpha_b sum_j w_j (eps_j - eps_a)
+    data:   x_b = (sigma_b/sigma_a) x_a + sum_j w_j x0_j
+    noise:  x_b = DDIM's step + alpha_b sum_j w_j (eps_j - eps_a)
 
 The weights integrate the polynomial through history exactly; the coordinate of that polynomial names the method.
 """

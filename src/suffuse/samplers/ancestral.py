@@ -22,6 +22,8 @@ def ddim(step: Step, eta: float = 0.0) -> Symbol:
     Song et al. 2021 (DDIM), eq. 12.
     """
     a, b, d = step.a, step.b, eta * step.posterior_std
+    if not 0 <= d <= b.sigma:
+        raise ValueError(f"eta must be at least 0 and add no more noise than there is, got {eta:g}; 1 is DDPM")
     return b.alpha * a.x0 + sqrt(b.sigma**2 - d**2) * a.eps + d * step.z
 
 

@@ -48,8 +48,8 @@ def dpmpp(step: Step, order: int = 2, weights: str = "exact") -> Symbol:
     Args:
         order: 1, 2 or 3: how many values of x0 the polynomial uses. The first steps have fewer.
         weights: "exact" integrates the polynomial in sigma/(alpha + sigma) exactly on any grid; "paper" is the
-            published finite-difference form in log(alpha/sigma), with a last step of order 1; its order 3 measures
-            as order 2.
+            published finite-difference form in log(alpha/sigma), whose order 3 measures as order 2. A step to t = 0
+            is of order 1 in both.
     Lu et al. 2022 (DPM-Solver++), algorithm 2 and appendix B.
     """
     if order not in (1, 2, 3):
@@ -58,7 +58,8 @@ def dpmpp(step: Step, order: int = 2, weights: str = "exact") -> Symbol:
         return _paper(step, order)
     if weights != "exact":
         raise ValueError(f"weights must be 'exact' or 'paper', got {weights!r}")
-    a, b, nodes = step.a, step.b, step.recent(order)
+    a, b = step.a, step.b
+    nodes = step.recent(order if b.sigma > 0 else 1)  # extrapolating to t = 0 would amplify the network's errors
     w = integrals.data_weights(a, b, nodes, integrals.bounded())
     return b.sigma / a.sigma * a.x + sum((c * n.x0 for c, n in zip(w, nodes, strict=True)), Symbol({}))
 

@@ -119,11 +119,13 @@ class Plan:
         point = np.zeros(len(self.rows))
         noise = np.zeros((len(self.rows), len(draws) + 1 + self.given))
         excess, worst = np.zeros(len(self.rows)), (0.0, 0.0)
+        rounding = np.zeros(len(self.rows))
         for k, row in enumerate(self.rows):
             if row.terms is None:
                 # states that are given lie on one path of point-mass data: the same noise, at their own level
                 point[k], noise[k, 0] = row.alpha, row.sigma
                 continue
+            rounding[k] = 1e-14 * sum(abs(c) for c in row.terms.values())
             for (kind, i), c in row.terms.items():
                 at = self.rows[i] if kind != "z" else None
                 if kind == "x":
@@ -150,12 +152,12 @@ class Plan:
             worst = max(worst[0], off[0]), max(worst[1], off[1])
             if consistent:
                 continue
-            if not off[0] <= 1e-9:
+            if not off[0] <= 1e-9 + rounding[k]:
                 raise PlanError(
                     f"{self.name}: row {k} (t={row.t:.4g}) puts weight {point[k]:.6g} on clean data, "
                     f"alpha there is {row.alpha:.6g}"
                 )
-            if not off[1] <= 1e-9 * min(1.0, max(row.sigma**2, 1e-3)):
+            if not off[1] <= 1e-9 * min(1.0, max(row.sigma**2, 1e-3)) + rounding[k]:
                 raise PlanError(
                     f"{self.name}: row {k} (t={row.t:.4g}) has noise variance {variance:.6g}, the law asks for "
                     f"{wanted:.6g} = sigma^2" + (f" + {excess[k]:.3g}" if excess[k] else "")
@@ -258,8 +260,8 @@ class Plan:
             k += 1
             if not row.main:
                 continue
-            step = RunStep(row.step + offset, self.steps, plan.grid[row.step], row.t, walk)
             walk.current = k - 1
+            step = RunStep(row.step + offset, self.steps, plan.grid[row.step], row.t, walk)
             yield step
             if step.jump is not None:
                 if self._rebuild is None or not 0 <= step.jump <= self.steps:
@@ -291,7 +293,7 @@ class _Walk:
         self.values = {("x", 0): state}
         self.current = 0
         if self.path is not None:
-            self.path.turn += 1
+            self.path.renew()
 
     def row(self, plan: Plan, k: int) -> None:
         coefficients, terms, dead = plan._program[k]
@@ -326,30 +328,36 @@ class RunStep:
 
     def __init__(self, k: int, n: int, t: float, s: float, walk: _Walk) -> None:
         self.k, self.n, self.t, self.s, self._walk = k, n, t, s, walk
+        self._key: Term = ("x", walk.current)
+        self._x, self._prediction = walk.values[self._key], walk.prediction
         self.jump: int | None = None
 
     @property
     def x(self) -> Tensor:
         """The state at time s, (B, ...)."""
-        return self._walk.values["x", self._walk.current]
+        return self._x
 
     @x.setter
     def x(self, value: Tensor) -> None:
         if value.shape != self.x.shape:
             raise ValueError(f"the state has shape {tuple(self.x.shape)}, got {tuple(value.shape)}")
-        self._walk.values["x", self._walk.current] = value
+        if self._walk.values.get(self._key) is not self._x:
+            raise ValueError("this step is over: set .x before the run goes on")
+        self._walk.values[self._key] = self._x = value
 
     @property
     def prediction(self) -> Prediction:
         """What the denoiser last believed."""
-        assert self._walk.prediction is not None
-        return self._walk.prediction
+        assert self._prediction is not None
+        return self._prediction
 
     def take(self, index: Tensor) -> None:
         """Go on with these rows of the batch, in this order, repeated or left out."""
         walk = self._walk
         walk.values = {term: value[index] for term, value in walk.values.items()}
-        walk.prediction = self.prediction.rows(index)
+        self._x, self._prediction = walk.values[self._key], self.prediction.rows(index)
+        if walk.path is not None:
+            walk.path.resize(len(self._x))
         if hasattr(walk.denoiser, "rows"):
             walk.denoiser = walk.denoiser.rows(index)
 

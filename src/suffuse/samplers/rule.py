@@ -87,7 +87,7 @@ class Step:
 
     def recent(self, p: int) -> list[Point]:
         """Up to p points, newest first, beginning with `a`."""
-        return [self.a, *self._build.past[: -p : -1]] if p > 1 else [self.a]
+        return [self.a, *self._build.past[:-p:-1]] if p > 1 else [self.a]
 
     def level(self, t: float) -> Level:
         """The noise level at a time."""
@@ -116,7 +116,7 @@ class Step:
         self.a.kept = value
 
     def noise(self, start: float, end: float) -> Symbol:
-        """The noise of the part of this step from time `start` to time `end`; parts that overlap are not independent."""
+        """The noise of the part of this step between two times; parts that overlap are not independent."""
         noises = self._build.noises
         if (start, end) not in noises[self._build.first_noise :]:
             noises.append((start, end))
@@ -273,7 +273,7 @@ class Rule:
             consistent=self._declared["law"] == "consistent",
             order=self.order,
             cold_order=self.cold_order,
-            rebuild=lambda times: self.plan(schedule, times),
+            rebuild=None if backward else lambda times: self.plan(schedule, times),
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from suffuse import grids
-from suffuse.denoise import evaluating
+from suffuse.denoise import check_range, evaluating, networks
 from suffuse.random import BrownianPath
 from suffuse.samplers.exponential import dpmpp
 from suffuse.samplers.plan import Plan, RunStep
@@ -43,6 +43,8 @@ def plan_for(
     if isinstance(sampler, Plan):
         if steps is not None or nfe is not None or grid is not None:
             raise ValueError("a Plan has its own grid: leave out steps, nfe and grid")
+        if start < 1.0 and abs(start - sampler.grid[0]) > 1e-9:
+            raise ValueError(f"this Plan begins at t={sampler.grid[0]:g}, start asks for t={start:g}")
         return sampler
     times = None if grid is None or callable(grid) else torch.as_tensor(grid, dtype=torch.float64)
     if times is not None:
@@ -63,7 +65,7 @@ def plan_for(
     if steps is not None:
         return build(steps)
     assert nfe is not None
-    for n in range(nfe, 0, -1):
+    for n in range(min(nfe, nfe // getattr(sampler, "stages", 1) + 2), 0, -1):
         plan = build(n)
         if plan.nfe <= nfe:
             return plan
@@ -105,11 +107,17 @@ def run(
     elif start[0].shape != noise.shape:
         raise ValueError(f"start has shape {tuple(start[0].shape)}, the noise {tuple(noise.shape)}")
     else:
+        check_range(start[0], "start")
         x = alpha * start[0] + sigma * noise
     path = None if seed is None else BrownianPath(x.shape, seed, first=first, device=x.device, dtype=x.dtype)
     walk = sampler.run if grad else torch.no_grad()(sampler.run)
-    with evaluating(denoiser):
-        yield from walk(denoiser, x, path)
+    steps_of, modules = walk(denoiser, x, path), [m for net in networks(denoiser) for m in net.modules()]
+    while True:
+        with evaluating(modules):  # around each step, so that what happens between them is the caller's own
+            step = next(steps_of, None)
+        if step is None:
+            return
+        yield step
 
 
 def sample(

@@ -17,7 +17,8 @@ def churn(step: Step, amount: float = 40.0, low: float = 0.05, high: float = 50.
     g = min(amount/n, sqrt(2) - 1) where low <= rho <= high, else 0.
 
     Args:
-        amount: S_churn, over the whole run. low, high: S_tmin, S_tmax. scale: S_noise; above 1 the variance is inflated.
+        amount: S_churn, over the whole run. low, high: S_tmin, S_tmax.
+        scale: S_noise; above 1 the variance is inflated.
     Karras et al. 2022, algorithm 2.
     """
     a, b = step.a, step.b

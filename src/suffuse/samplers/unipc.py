@@ -43,7 +43,9 @@ def _step(a: Point, anchor: Point, b: Level, others: Sequence[Point], variant: s
     return out
 
 
-@sampler(order=lambda order, variant: order + 1, cold_order=lambda order, variant: min(order + 1, 3 if order > 1 else 2))
+@sampler(
+    order=lambda order, variant: order + 1, cold_order=lambda order, variant: min(order + 1, 3 if order > 1 else 2)
+)
 def unipc(step: Step, order: int = 2, variant: str = "bh2") -> Symbol:
     """Predict with `order` values of x0, evaluate at the guess, correct with that value too.
 

@@ -31,10 +31,12 @@ def _gauss(nodes: int = 48) -> tuple[np.ndarray, np.ndarray]:
 
 def lagrange(nodes: Sequence[float], at: np.ndarray) -> np.ndarray:
     """The values at `at` of the polynomials that are 1 at one node and 0 at the others: (nodes, at)."""
-    return np.stack([
-        np.prod([(at - m) / (n - m) for j, m in enumerate(nodes) if j != i], axis=0) * np.ones_like(at)
-        for i, n in enumerate(nodes)
-    ])
+    return np.stack(
+        [
+            np.prod([(at - m) / (n - m) for j, m in enumerate(nodes) if j != i], axis=0) * np.ones_like(at)
+            for i, n in enumerate(nodes)
+        ]
+    )
 
 
 def bounded(q: float = 1.0) -> Coordinate:

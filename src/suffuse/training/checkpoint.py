@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from suffuse import __version__, nets, schedules
 from suffuse.denoise import Denoiser
-from suffuse.training.files import ModelFileError, read_json, read_tensors, whole_folder, write_json, write_tensors
+from suffuse.parameterize import Parameterization, named
+from suffuse.training.files import (
+    ModelFileError,
+    read_json,
+    read_tensors,
+    recover,
+    whole_folder,
+    write_json,
+    write_tensors,
+)
 
 __all__ = ["ModelFileError", "load", "model_hash", "save"]
 
@@ -44,10 +53,21 @@ def build(description: dict[str, Any]) -> nn.Module:
     return getattr(nets, kind)(**args)
 
 
+def _standard(parameterization: Parameterization) -> bool:
+    """Whether its name alone brings it back."""
+    try:
+        known = named(parameterization.name)
+    except ValueError:
+        return False
+    return known == parameterization or known.name.startswith("edm(")
+
+
 def write_model(folder: Path, model: Denoiser) -> None:
     """Write the two files of a model into an existing folder."""
     if not isinstance(model.net, nn.Module):
         raise TypeError(f"only a torch module can be saved, got {type(model.net).__name__}")
+    if not _standard(model.parameterization):
+        raise TypeError(f"the parameterization {model.parameterization.name!r} is your own: it cannot be saved by name")
     write_json(
         folder / "model.json",
         {
@@ -82,6 +102,7 @@ def load(path: str | Path, *, net: nn.Module | None = None) -> Denoiser:
             are missing, unknown or of another shape.
     """
     path = Path(path)
+    recover(path)
     if not path.is_dir():
         if path.is_file():
             read_tensors(path)  # a pickle or a broken file is named as what it is
@@ -89,8 +110,13 @@ def load(path: str | Path, *, net: nn.Module | None = None) -> Denoiser:
     about = read_json(path / "model.json")
     if about.get("format") != FORMAT:
         raise ModelFileError(f"{path}/model.json has format {about.get('format')!r}, this suffuse reads {FORMAT}")
+    missing = {"net", "schedule", "predicts"} - about.keys()
+    if missing:
+        raise ModelFileError(f"{path}/model.json does not say {', '.join(sorted(missing))}")
     tensors = read_tensors(path / "model.safetensors")
     net = build(about["net"]) if net is None else net
+    kept = {v.dtype for v in tensors.values() if v.is_floating_point()}
+    net = net.to(kept.pop()) if len(kept) == 1 else net
     fill(net, tensors, path / "model.safetensors")
     try:
         schedule = schedules.from_json(about["schedule"])

@@ -13,7 +13,16 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["ModelFileError", "read_json", "read_tensors", "whole_folder", "write_json", "write_tensors", "write_text"]
+__all__ = [
+    "ModelFileError",
+    "discard",
+    "read_json",
+    "read_tensors",
+    "whole_folder",
+    "write_json",
+    "write_tensors",
+    "write_text",
+]
 
 
 class ModelFileError(ValueError):
@@ -28,23 +37,41 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path)
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    old = _aside(path)
     try:
         yield work
         for file in work.iterdir():
             _sync(file)
-        old = None
+        _sync(work)
+        os.chmod(work, 0o755)
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            os.rename(path, old / path.name)
+            os.rename(path, old)
         os.rename(work, path)
-        os.chmod(path, 0o755)
-        _sync(path.parent)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
+        recover(path)
         raise
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def recover(path: Path) -> None:
+    """Put back a folder that was being replaced when the machine stopped."""
+    if _aside(path).exists() and not path.exists():
+        os.rename(_aside(path), path)
+
+
+def discard(path: Path) -> None:
+    """Remove a folder so that it is never seen half there."""
+    hidden = path.with_name(f".{path.name}.part")
+    os.rename(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -61,6 +88,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_text(text)
+    _sync(part)
     os.replace(part, path)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suffuse.denoise import Denoiser
+from suffuse.denoise import Denoiser, check_range
 from suffuse.training import state
 from suffuse.training.ema import EMA
 from suffuse.training.precision import autocast, chosen
@@ -42,8 +42,8 @@ class Fit:
     samples_per_second: float
 
 
-class NotFiniteError(RuntimeError):
-    """The loss became infinite or not a number; training stopped before the step that did it was taken."""
+class NotFiniteError(ValueError):
+    """The loss or its gradient became infinite or not a number; training stopped before that step was taken."""
 
 
 def fit(
@@ -66,6 +66,8 @@ def fit(
     checkpoint_every: float = 60.0,
     log_every: int = 50,
     progress: bool = True,
+    overwrite: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> Fit:
     """Train a model.
 
@@ -86,8 +88,11 @@ def fit(
         checkpoint_every: seconds between checkpoints.
         log_every: steps between lines of metrics.jsonl.
         progress: show a progress bar, or plain lines when not on a terminal.
+        overwrite: begin anew where `out` already holds checkpoints.
+        settings: further settings, of the loss for example, that must be the same when a run is resumed.
     Raises:
-        ValueError: sizes that do not fit, steps < 1, a resumed run with other settings.
+        ValueError: sizes that do not fit, data far out of [-1, 1], steps < 1, a resumed run with other settings,
+            a folder with checkpoints and neither `resume` nor `overwrite`.
         NotFiniteError: the loss is not finite; names the step and the noise levels, the last checkpoint stays.
     """
     net = model if isinstance(model, nn.Module) else model.net
@@ -97,6 +102,8 @@ def fit(
         raise ValueError(f"data must be tensors of one first size, got {sizes}")
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
+    if "x" in data:
+        check_range(data["x"], "data['x']")
     device = next(net.parameters()).device
     total = steps * batch_size
     warmup = min(total // 50, 50 * batch_size) if warmup is None else warmup
@@ -106,7 +113,7 @@ def fit(
     optimizer = torch.optim.AdamW(
         net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device.type in ("cpu", "cuda")
     )
-    settings = {
+    fixed = dict(settings or {}) | {
         "steps": steps,
         "batch_size": batch_size,
         "lr": lr,
@@ -119,13 +126,13 @@ def fit(
         "precision": str(dtype),
         "items": n,
     }
-    keeper = None if out is None else state.Keeper(Path(out), settings)
+    keeper = None if out is None else state.Keeper(Path(out), fixed)
     first, before = 0, 0.0
     if keeper is not None:
         if resume:
             first, before = keeper.restore(net, average, optimizer)
         else:
-            keeper.clear()
+            keeper.clear(overwrite)
     net.train()
     began = kept = time.monotonic()
     order = _Order(n, seed)
@@ -138,12 +145,12 @@ def fit(
                 group["lr"] = rate
             losses = _forward(loss, model, batch, seed, step, dtype, device, cuda)
             mean = losses.mean()
-            if not bool(mean.isfinite()):
+            mean.backward()
+            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+            if not bool((mean + norm).isfinite()):
                 if keeper is not None and step > first:
                     keeper.write(net, average, optimizer, step, before + time.monotonic() - began)
                 raise NotFiniteError(_diagnose(loss, model, batch, losses, seed, step, dtype, device, cuda))
-            mean.backward()
-            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if average is not None:
@@ -240,7 +247,8 @@ def _diagnose(
 ) -> str:
     """Repeat the step, which is exact, and look at the noise levels of the rows that failed."""
     bad = (~losses.detach().isfinite()).nonzero()[:, 0]
-    message = f"the loss is not finite at step {step}, in {len(bad)} of {len(losses)} rows"
+    what = f"the loss is not finite at step {step}, in {len(bad)} of {len(losses)} rows"
+    message = what if len(bad) else f"the gradient is not finite at step {step}, though the loss is"
     if isinstance(model, Denoiser):
         seen: list[Tensor] = []
         watched = copy.copy(model)
@@ -253,7 +261,7 @@ def _diagnose(
         watched._output = watch  # type: ignore[method-assign]
         with torch.no_grad():
             _forward(loss, watched, batch, seed, step, dtype, device, cuda)
-        if seen and seen[0].shape == losses.shape:
+        if seen and isinstance(seen[0], Tensor) and seen[0].shape == losses.shape and len(bad):
             t = seen[0][bad]
             message += f", at noise levels t = {t.min().item():.3g} to {t.max().item():.3g}"
     rows = [name for name, value in batch.items() if value.is_floating_point() and not bool(value.isfinite().all())]

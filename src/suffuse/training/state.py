@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from torch import Tensor, nn
 
 from suffuse.training.checkpoint import fill
 from suffuse.training.ema import EMA
-from suffuse.training.files import read_json, read_tensors, whole_folder, write_json, write_tensors, write_text
+from suffuse.training.files import (
+    ModelFileError,
+    discard,
+    read_json,
+    read_tensors,
+    whole_folder,
+    write_json,
+    write_tensors,
+    write_text,
+)
 
 __all__ = ["Keeper"]
 
@@ -37,9 +47,16 @@ class Keeper:
         """The checkpoints there are, oldest first."""
         return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
 
-    def clear(self) -> None:
-        """Begin anew: the log and checkpoints of an earlier run in the same folder go."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def clear(self, overwrite: bool) -> None:
+        """Begin anew in this folder.
+
+        Raises:
+            ValueError: there are checkpoints of an earlier run, and not `overwrite`.
+        """
+        if self.all() and not overwrite:
+            raise ValueError(f"{self.out} holds checkpoints up to {self.all()[-1].name}: resume, or overwrite them")
+        for old in self.all():
+            discard(old)
         self.lines.unlink(missing_ok=True)
 
     def write(
@@ -57,21 +74,30 @@ class Keeper:
             )
             write_json(work / "state.json", {"step": step, "seconds": seconds, "settings": self.settings})
         for old in self.all()[:-2]:
-            shutil.rmtree(old, ignore_errors=True)
+            discard(old)
 
     def restore(self, net: nn.Module, average: EMA | None, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
         """Fill everything from the newest checkpoint; (0, 0.0) when there is none.
 
         Raises:
             ValueError: the run was started with other settings.
-            ModelFileError: the checkpoint is damaged.
+            ModelFileError: there are checkpoints, and all are damaged.
         """
         for part in self.folder.glob(".step-*.part"):  # what a kill left half written
             shutil.rmtree(part, ignore_errors=True)
-        if not self.all():
-            self.clear()
-            return 0, 0.0
-        newest = self.all()[-1]
+        for newest in reversed(self.all()):
+            try:
+                return self._read(newest, net, average, optimizer)
+            except ModelFileError as error:
+                warnings.warn(f"{newest} is damaged ({error}); going on from the one before", stacklevel=3)
+        if self.all():
+            raise ModelFileError(f"no checkpoint in {self.folder} can be read")
+        self.clear(overwrite=True)
+        return 0, 0.0
+
+    def _read(
+        self, newest: Path, net: nn.Module, average: EMA | None, optimizer: torch.optim.Optimizer
+    ) -> tuple[int, float]:
         about = read_json(newest / "state.json")
         other = [
             f"{k} was {about['settings'].get(k)!r}, now {v!r}"
@@ -80,11 +106,13 @@ class Keeper:
         ]
         if other:
             raise ValueError(f"cannot resume {self.out} with other settings: {'; '.join(other)}")
-        fill(net, read_tensors(newest / "model.safetensors"), newest / "model.safetensors")
-        if average is not None:
-            fill(average.net, read_tensors(newest / "ema.safetensors"), newest / "ema.safetensors")
+        tensors = {name: read_tensors(newest / f"{name}.safetensors") for name in ("model", "optimizer")}
+        averaged = None if average is None else read_tensors(newest / "ema.safetensors")
+        fill(net, tensors["model"], newest / "model.safetensors")
+        if average is not None and averaged is not None:
+            fill(average.net, averaged, newest / "ema.safetensors")
         entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in read_tensors(newest / "optimizer.safetensors").items():
+        for name, value in tensors["optimizer"].items():
             i, key = name.split(".", 1)
             entries.setdefault(int(i), {})[key] = value
         optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
