@@ -27,7 +27,7 @@ class Demo:
         from suffuse.recipes import digits
 
         say(f"training on 1,437 real digits ({digits.STEPS} steps), into {self.out}")
-        run = digits.train(self.out, seed=self.seed)
+        run = digits.train(self.out, seed=self.seed, overwrite=True)
         say("measuring 1,437 samples against 360 unseen digits")
         result = digits.evaluate(run)
         report = digits.pictures_of(run, result)
@@ -54,6 +54,8 @@ class Train:
     """how often the label is withheld; 0 makes a model that cannot be guided"""
     resume: bool = False
     """go on from the newest checkpoint in `out`"""
+    overwrite: bool = False
+    """begin anew where `out` already holds checkpoints"""
 
     def __call__(self) -> None:
         """Train."""
@@ -61,7 +63,11 @@ class Train:
 
         chosen = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr, "dropout": self.dropout}
         run = digits.train(
-            self.out, seed=self.seed, resume=self.resume, **{k: v for k, v in chosen.items() if v is not None}
+            self.out,
+            seed=self.seed,
+            resume=self.resume,
+            overwrite=self.overwrite,
+            **{k: v for k, v in chosen.items() if v is not None},
         )
         say(f"trained in {run.train_seconds:.0f} s: {run.path / 'model'}")
         say(f"next: suffuse evaluate {run.path}; suffuse sample {run.path} --out samples.png")
@@ -91,24 +97,16 @@ class Sample:
     seed: int = 0
     """of the noise"""
     out: Path = Path("samples.png")
-    """picture to write; its recipe goes inside and into a .json beside it"""
+    """picture to write; its recipe goes inside and into a .png.json beside it"""
 
     def __call__(self) -> None:
         """Sample."""
-        recipe = {
-            "run": str(self.run),
-            "label": list(self.label),
-            "n": self.n,
-            "w": self.w,
-            "sampler": self.sampler,
-            "order": self.order,
-            "eta": self.eta,
-            "steps": self.steps,
-            "grid": self.grid,
-            "seed": self.seed,
-        }
+        from suffuse.recipes.draw import draw, recipe_of
+
+        options = {k: v for k, v in vars(self).items() if k not in ("run", "out")}
+        recipe = recipe_of(self.run, **options)
         draw(recipe, self.out)
-        say(f"{self.out}: {self.n} samples, recipe inside and in {self.out.with_suffix('.json').name}")
+        say(f"{self.out}: {self.n} samples, recipe inside and in {self.out.name}.json")
 
 
 @dataclass(frozen=True)
@@ -188,6 +186,7 @@ class Reproduce:
     def __call__(self) -> None:
         """Sample again."""
         from suffuse.pictures import read_recipe
+        from suffuse.recipes.draw import draw
 
         recipe = read_recipe(self.picture)
         if "run" not in recipe:
@@ -204,61 +203,6 @@ class Reproduce:
                 f"{recipe['torch']}, on another machine or another number of threads?"
             )
         say(f"{out}: the same bytes")
-
-
-def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
-    """Sample what a recipe says and write it with the recipe inside."""
-    import torch
-
-    from suffuse import __version__, grids, guide, noise, pictures, sample, samplers
-    from suffuse.recipes.run import Run
-
-    made = Run.open(run or recipe["run"])
-    model, n = made.model(), recipe["n"]
-    if "model_hash" in recipe and recipe["model_hash"] != made.model_hash:
-        raise ValueError(f"{made.path} holds model {made.model_hash}, the picture was made by {recipe['model_hash']}")
-    if n < 1:
-        raise ValueError(f"--n must be at least 1, got {n}")
-    rule = None
-    if recipe["sampler"] is not None:
-        known = samplers.rules()
-        if recipe["sampler"] not in known:
-            raise ValueError(f"unknown sampler {recipe['sampler']!r}: one of {', '.join(known)}")
-        rule = known[recipe["sampler"]](**{k: recipe[k] for k in ("order", "eta") if recipe[k] is not None})
-    elif recipe["order"] is not None or recipe["eta"] is not None:
-        raise ValueError("--order and --eta belong to a sampler: name one with --sampler")
-    denoiser: Any = model
-    if recipe["label"]:
-        labels = recipe["label"]
-        denoiser = model.given(label=torch.tensor([labels[i % len(labels)] for i in range(n)]))
-    if recipe["w"] != 1.0:
-        blank = [name for name, spec in model.conditions.items() if not getattr(spec, "optional", True)]
-        if blank:
-            raise ValueError(
-                f"w={recipe['w']:g} needs a negative, and this model has no null {blank[0]!r}: train it "
-                "with label dropout, or leave out --w"
-            )
-        if not recipe["label"]:
-            raise ValueError(f"w={recipe['w']:g} guides towards a label: say which with --label")
-        denoiser = guide(denoiser, model, recipe["w"])
-    spacing = None if recipe["grid"] is None else getattr(grids, recipe["grid"])
-    x = torch.cat(
-        [
-            sample(
-                denoiser.rows(slice(i, i + 256)) if hasattr(denoiser, "rows") else denoiser,
-                noise((min(256, n - i), *made.shape), recipe["seed"], first=i),
-                sampler=rule,
-                steps=recipe["steps"],
-                grid=spacing,
-                seed=recipe["seed"],
-                first=i,
-            )
-            for i in range(0, n, 256)
-        ]
-    )
-    full = recipe | {"model_hash": made.model_hash, "suffuse": __version__, "torch": torch.__version__}
-    columns = max(1, round(n**0.5))
-    pictures.save_png(pictures.grid(x, columns, scale=max(1, 48 // made.shape[-1])), out, full)
 
 
 def summary(result: dict[str, Any]) -> None:

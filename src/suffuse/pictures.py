@@ -53,9 +53,9 @@ def save_png(image: Image, path: str | Path, recipe: dict[str, Any] | None = Non
     if recipe is not None:
         text = json.dumps(recipe, indent=2, sort_keys=True)
         info.add_text(KEY, text)
-        part = path.with_suffix(".json.part")
+        part = path.with_name(f".{path.name}.json.part")
         part.write_text(text + "\n")
-        os.replace(part, path.with_suffix(".json"))
+        os.replace(part, path.with_name(f"{path.name}.json"))
     part = path.with_name(f".{path.name}.part")
     image.save(part, format="PNG", pnginfo=info)
     os.replace(part, path)
@@ -80,16 +80,26 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return json.loads(text)
 
 
-def animation(frames: Sequence[Image], path: str | Path, *, milliseconds: int = 90, hold: int = 1500) -> None:
-    """Write a looping GIF; the last frame stays for `hold` milliseconds."""
+def animation(
+    frames: Sequence[Image], path: str | Path, recipe: dict[str, Any], *, milliseconds: int = 90, hold: int = 1500
+) -> None:
+    """Write a looping GIF with its recipe as comment; the last frame stays for `hold` milliseconds."""
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     times = [milliseconds] * (len(frames) - 1) + [hold]
-    frames[0].save(part, format="GIF", save_all=True, append_images=list(frames[1:]), duration=times, loop=0)
+    frames[0].save(
+        part,
+        format="GIF",
+        save_all=True,
+        append_images=list(frames[1:]),
+        duration=times,
+        loop=0,
+        comment=json.dumps(recipe, sort_keys=True),
+    )
     os.replace(part, path)
 
 
-def loss_curve(lines: Sequence[dict[str, float]], path: str | Path) -> None:
+def loss_curve(lines: Sequence[dict[str, float]], path: str | Path, recipe: dict[str, Any]) -> None:
     """Plot the loss against samples seen, from the lines of metrics.jsonl."""
     from matplotlib.figure import Figure
 
@@ -99,5 +109,5 @@ def loss_curve(lines: Sequence[dict[str, float]], path: str | Path) -> None:
     axes.set(xlabel="samples seen", ylabel="training loss (mean squared error)", yscale="log")
     axes.grid(alpha=0.3)
     part = Path(path).with_name(f".{Path(path).name}.part")
-    figure.savefig(part, dpi=120, format="png", metadata={"Software": None})
+    figure.savefig(part, dpi=120, format="png", metadata={"Software": None, KEY: json.dumps(recipe, sort_keys=True)})
     os.replace(part, path)

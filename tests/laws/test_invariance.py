@@ -96,20 +96,92 @@ def test_rows_can_be_taken_with_their_history_and_conditions(name):
 
 
 def test_a_run_can_jump_back_and_forth():
-    x = noise((3, 3, 4), seed=1)
+    """Time travel by hand with a stochastic sampler: on point data every state keeps its exact spread."""
+    point = oracle.Gaussian(torch.zeros(1, dtype=torch.float64), 1e-12)
+    x = noise((20000, 1), seed=1, dtype=torch.float64)
+    grid = grids.logsnr(point.schedule, 5)
     visited, jumped = [], False
-    for step in run(WORLD, x, sampler=samplers.dpmpp(order=2), steps=5):
+    for step in run(point, x, sampler=samplers.ddpm, grid=grid, seed=3):
         visited.append(step.k)
+        sigma = point.schedule(step.s)[1]
+        if step.s > 0.01:
+            assert step.x.std().item() == pytest.approx(sigma, rel=0.03)
         if step.k == 3 and not jumped:
             jumped = True
-            alpha, sigma = WORLD.schedule(0.9)
-            plan_grid = grids.logsnr(WORLD.schedule, 5)
-            a, s = WORLD.schedule(float(plan_grid[1]))
-            step.x = a * step.prediction.x0 + s * noise((3, 3, 4), seed=7)
+            step.x = point.schedule(float(grid[1]))[1] * noise((20000, 1), seed=7, dtype=torch.float64)
             step.goto(1)
-        out = step.x
     assert visited == [0, 1, 2, 3, 1, 2, 3, 4]
-    assert out.isfinite().all() and alpha + sigma == pytest.approx(1)
+
+
+def test_a_trajectory_can_be_collected():
+    x = noise((3, 3, 4), seed=1)
+    steps = list(run(WORLD, x, sampler=samplers.ddim, steps=4))
+    assert len({step.x.sum().item() for step in steps}) == 4
+    assert torch.equal(steps[-1].x, sample(WORLD, x, sampler=samplers.ddim, steps=4))
+    with pytest.raises(ValueError, match="this step is over"):
+        steps[0].x = x
+
+
+def test_a_stochastic_run_may_change_its_number_of_rows():
+    for step in run(WORLD, noise((4, 3, 4), seed=1), sampler=samplers.ddpm, steps=5, seed=0):
+        if step.k == 1:
+            step.take(torch.tensor([0, 0, 3]))
+        out = step.x
+    assert out.shape == (3, 3, 4)
+    assert (out[0] - out[1]).abs().max() > 1e-3, "copies go on with noise of their own"
+
+
+def test_starting_at_another_time_than_the_plan_is_refused():
+    plan = samplers.ddim.plan(WORLD.schedule, [1.0, 0.5, 0.0])
+    x = noise((2, 3, 4), seed=1)
+    with pytest.raises(ValueError, match=r"begins at t=1, start asks for t=0.3"):
+        sample(WORLD, x, sampler=plan, start=(x, 0.3))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "scaled-linear", "zero-snr"])
+def test_grids_stay_where_a_discrete_network_was_trained(name):
+    schedule = SCHEDULES[name]
+    for spacing in (grids.logsnr, grids.karras):
+        inner = spacing(schedule, 20)[:-1] * 1000 - 1
+        assert inner.min() > -1e-6
+    for spacing in (grids.leading, grids.linspace, grids.trailing, grids.logsnr, grids.karras, grids.uniform):
+        late = spacing(schedule, 20, start=0.4)
+        assert late[0] == 0.4 and late[-1] == 0 and (late.diff() < 0).all()
+
+
+def test_prompts_of_several_lengths_are_one_forward():
+    from suffuse.nets import Tokens
+
+    net = DiT(1, patch=4, width=32, depth=1, heads=2, conditions={"text": Tokens(8, vocab=20)})
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    model, x = Denoiser(net.eval(), schedules.Linear()), noise((2, 1, 8, 8), seed=0)
+    long, short = model.given(text=[[1, 2, 3, 4]]), model.given(text=[[5, 6]])
+    batches = []
+    hook = net.register_forward_pre_hook(lambda net, args: batches.append(len(args[0])))
+    with torch.no_grad():
+        for neg in (short, model):
+            got = guide(long, neg, 3.0)(x, 0.5).x0
+            torch.testing.assert_close(
+                got, neg(x, 0.5).x0 + 3 * (long(x, 0.5).x0 - neg(x, 0.5).x0), rtol=1e-4, atol=1e-4
+            )
+    hook.remove()
+    assert batches[0] == 4, "one batch of both"
+
+
+def test_runs_that_interleave_leave_the_mode_alone():
+    model, x = _network(), noise((1, 1, 8, 8), seed=0)
+    model.net.train()
+    a, b = run(model, x, steps=3), run(model, x, steps=3)
+    next(a), next(b), next(a), next(b)
+    assert model.net.training
+    assert all(m.training for m in model.net.modules())
+
+
+def test_times_and_weights_from_the_host_meet_data_elsewhere():
+    x = torch.zeros(2, 3, device="meta")
+    alpha, _ = schedules.Linear()(torch.tensor([0.1, 0.2]), like=x)
+    assert alpha.device == x.device
 
 
 def test_gradients_flow_only_when_asked():

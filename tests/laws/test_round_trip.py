@@ -16,6 +16,11 @@ from .worlds import PARAMETERIZATIONS, SCHEDULES, mixture_1d
 T = torch.linspace(0.02, 0.98, 33, dtype=torch.float64)
 
 
+def test_every_exported_schedule_is_swept():
+    kinds = {type(s) for s in SCHEDULES.values()}
+    assert kinds == {getattr(schedules, name) for name in schedules.__all__} - {schedules.Schedule}
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 class TestSchedule:
     def test_time_inverts_logsnr(self, schedule):
@@ -116,7 +121,6 @@ def test_where_the_output_says_nothing_there_is_one_clear_error(predicts, t, err
 @pytest.mark.parametrize("name", ["v", "velocity", "edm"])
 @pytest.mark.parametrize("t", [0.0, 1.0])
 def test_v_velocity_and_edm_are_regular_at_both_ends(name, t):
-    x = torch.tensor([[0.3]], dtype=torch.float64)
     p = parameterize.named(name)
     linear = schedules.Linear()
     alpha, sigma = linear(t)
@@ -125,7 +129,6 @@ def test_v_velocity_and_edm_are_regular_at_both_ends(name, t):
     got = p.read(p.write(x0, eps, row), alpha * x0 + sigma * eps, alpha, sigma, row)
     assert got.x0.item() == pytest.approx(0.7)
     assert got.eps.item() == pytest.approx(-0.2)
-    assert x is not None
 
 
 @settings(max_examples=60, deadline=None)
@@ -213,3 +216,22 @@ class TestOracle:
         torch.testing.assert_close(world.given(label=0)(x, 0.4).x0, alone(x, 0.4).x0)
         torch.testing.assert_close(world.given(label=0).log_prob(x), alone.log_prob(x))
         assert (world.given(label=1).sample(500, seed=1) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "zero-snr", "ve"])
+def test_an_edm_network_is_never_told_infinity(name):
+    from suffuse import noise, sample
+    from suffuse.nets import MLP
+
+    net = MLP(2, width=16, depth=1)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x = sample(Denoiser(net, SCHEDULES[name], "edm"), noise((3, 2), seed=0), steps=4)
+    assert x.isfinite().all()
+
+
+def test_data_and_noise_of_one_seed_are_independent():
+    from suffuse import noise
+
+    x, z = oracle.Gaussian([0.0, 0.0], 1.0).sample(4000, seed=0), noise((4000, 2), seed=0)
+    assert (x * z).mean().abs() < 0.05

@@ -21,12 +21,6 @@ SCHEDULES = {
 }
 
 
-def test_every_exported_schedule_is_here():
-    kinds = {type(s) for s in SCHEDULES.values()}
-    exported = {getattr(schedules, name) for name in schedules.__all__} - {schedules.Schedule}
-    assert kinds == exported
-
-
 PARAMETERIZATIONS = {  # every exported one; a function of the data's spread is taken at its default
     name: value if isinstance(value, parameterize.Parameterization) else value()
     for name, value in ((n, getattr(parameterize, n)) for n in parameterize.__all__)

@@ -9,6 +9,7 @@ from torch import nn
 
 from suffuse import Denoiser, load, noise, save, schedules
 from suffuse.nets import MLP, DiT, Label, Spatial, Tokens, UNet, Vector
+from suffuse.parameterize import Parameterization
 from suffuse.training.checkpoint import model_hash
 from suffuse.training.files import ModelFileError, whole_folder
 
@@ -24,7 +25,7 @@ def _made(name):
     net = NETS[name]()
     for p in net.parameters():
         nn.init.normal_(p, std=0.2)
-    return Denoiser(net.eval(), schedules.VP().shift(2.0), "edm(0.7)")
+    return Denoiser(net.eval(), schedules.VP().shift(2.0), f"edm({1 / 3!r})")
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -35,7 +36,7 @@ def test_a_model_comes_back_as_it_was(name, tmp_path):
     x = noise(SHAPES[name], seed=0)
     with torch.no_grad():
         assert torch.equal(again(x, 0.4).x0, model(x, 0.4).x0)
-    assert again.schedule == model.schedule and again.parameterization.name == "edm(0.7)"
+    assert again.schedule == model.schedule and again.parameterization.name == f"edm({1 / 3!r})"
     assert again.conditions == model.conditions and not again.net.training
     first = model_hash(tmp_path / "m")
     save(model, tmp_path / "m")
@@ -47,6 +48,9 @@ def test_a_network_of_ones_own_is_passed_in(tmp_path):
     model = Denoiser(lambda x, t: x, schedules.Linear())
     with pytest.raises(TypeError, match="only a torch module can be saved"):
         save(model, tmp_path / "m")
+    own = Denoiser(MLP(2), schedules.Linear(), Parameterization("v", lambda schedule, t, alpha, sigma: (1.0, 1.0)))
+    with pytest.raises(TypeError, match="the parameterization 'v' is your own"):
+        save(own, tmp_path / "m")
     model.net = net
     save(model, tmp_path / "m")
     with pytest.raises(ModelFileError, match=r"is a Linear, which suffuse cannot build by itself: pass load\(dir, net"):
@@ -142,3 +146,23 @@ def test_what_was_there_stays_when_writing_fails(tmp_path):
         raise OSError("disk is full")
     assert (target / "a.txt").read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_folder_that_was_being_replaced_when_the_machine_stopped_comes_back(folder, monkeypatch):
+    import os
+
+    rename = os.rename
+
+    def stops(a, b):
+        if str(b) == str(folder):
+            raise KeyboardInterrupt
+        rename(a, b)
+
+    first = model_hash(folder)
+    monkeypatch.setattr(os, "rename", stops)
+    with pytest.raises(KeyboardInterrupt), whole_folder(folder) as work:
+        (work / "model.json").write_text("{}")
+    monkeypatch.undo()
+    assert not folder.exists(), "the moment between the two renames"
+    load(folder)
+    assert model_hash(folder) == first

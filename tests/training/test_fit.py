@@ -180,6 +180,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_noise_level(
     assert [f.name for f in (tmp_path / "checkpoints").iterdir()] == ["step-00000007"]
 
 
+def test_a_gradient_that_is_not_finite_spoils_no_weights_and_no_checkpoint(tmp_path):
+    model, calls = _model(), []
+
+    def steep(model, batch):
+        calls.append(1)
+        loss = LOSS(model, batch)
+        return loss + ((loss * 0).clamp(min=0).sqrt() if len(calls) >= 5 else 0)  # finite, with an infinite slope
+
+    with pytest.raises(NotFiniteError, match="the gradient is not finite at step 4"):
+        fit(steep, _data(), model, steps=20, batch_size=8, progress=False, out=tmp_path)
+    assert all(p.isfinite().all() for p in model.net.parameters())
+    saved = read_tensors(tmp_path / "checkpoints" / "step-00000004" / "model.safetensors")
+    assert all(v.isfinite().all() for v in saved.values())
+
+
+def test_an_earlier_run_is_not_overwritten_by_accident(tmp_path):
+    fit(LOSS, _data(), _model(), steps=5, batch_size=8, progress=False, out=tmp_path)
+    with pytest.raises(ValueError, match="holds checkpoints up to step-00000005: resume, or overwrite"):
+        fit(LOSS, _data(), _model(), steps=5, batch_size=8, progress=False, out=tmp_path)
+    fit(LOSS, _data(), _model(), steps=4, batch_size=8, progress=False, out=tmp_path, overwrite=True)
+    assert [f.name for f in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+    whole = _model()
+    fit(LOSS, _data(), whole, steps=6, batch_size=8, progress=False, out=tmp_path, checkpoint_every=0.0)
+    newest = tmp_path / "checkpoints" / "step-00000006" / "optimizer.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-50])
+    again = _model(seed=3)
+    with pytest.warns(UserWarning, match="going on from the one before"):
+        fit(LOSS, _data(), again, steps=6, batch_size=8, progress=False, out=tmp_path, resume=True)
+    assert torch.equal(_weights(again), _weights(whole))
+
+
+def test_data_that_was_not_scaled_is_refused():
+    with pytest.raises(ValueError, match=r"data\['x'\] runs from 0 to 255: scale it"):
+        fit(LOSS, {"x": torch.tensor([[0.0, 255.0]])}, _model(), steps=1)
+    with pytest.raises(TypeError, match=r"is torch.uint8: scale it"):
+        fit(LOSS, {"x": torch.zeros(3, 2, dtype=torch.uint8)}, _model(), steps=1)
+
+
 def test_data_that_is_not_finite_is_named(tmp_path):
     data = _data()
     data["x"][3] = math.nan

@@ -17,6 +17,7 @@ from torch import Tensor
 from suffuse import data, grids, losses, metrics, nets, pictures
 from suffuse.denoise import Denoiser
 from suffuse.random import noise
+from suffuse.recipes.draw import draw, recipe_of, stamp
 from suffuse.recipes.report import write_report
 from suffuse.recipes.run import Run
 from suffuse.samplers import plan_for, run, sample
@@ -28,7 +29,7 @@ __all__ = ["build", "classifier", "evaluate", "pictures_of", "train"]
 
 SHAPE = (1, 8, 8)
 STEPS, BATCH, LR, EMA, DROPOUT = 1080, 64, 2e-3, 0.995, 0.1
-EVALUATIONS = 20
+EVALUATIONS, WALK = 20, 24
 
 
 def build(*, null: bool = True) -> Denoiser:
@@ -49,6 +50,7 @@ def train(
     ema: float = EMA,
     dropout: float = DROPOUT,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Run:
     """Train on the 1,437 digits of the training split and write a run folder.
@@ -56,7 +58,7 @@ def train(
     Args:
         out: the folder. seed: of weights, order and noise. steps, batch_size, lr, ema: as for `fit`.
         dropout: how often a label is withheld; 0 makes a model without a null, which cannot be guided.
-        resume: go on from the newest checkpoint in `out`.
+        resume: go on from the newest checkpoint in `out`. overwrite: begin anew where there are some.
     """
     out = Path(out)
     with torch.random.fork_rng([]):
@@ -74,6 +76,8 @@ def train(
         seed=seed,
         out=out,
         resume=resume,
+        overwrite=overwrite,
+        settings={"dropout": dropout, "recipe": "digits"},
         log_every=20,
         progress=progress,
     )
@@ -148,33 +152,33 @@ def evaluate(made: Run, *, seed: int = 1) -> dict[str, Any]:
 def pictures_of(made: Run, result: dict[str, Any], *, seed: int = 0) -> Path:
     """Write samples.png, denoising.png, denoising.gif, loss.png and report.html; returns the report's path."""
     model, out = made.model(), made.path
-    labels = torch.arange(10).repeat_interleave(10)
-    start = noise((100, *SHAPE), seed=seed)
-    recipe = {
-        "made by": "suffuse demo",
-        "model": made.model_hash,
-        "seed": seed,
-        "nfe": result["nfe"],
-        "labels": "0 to 9, ten each",
-    }
-    x = sample(model.given(label=labels), start, nfe=EVALUATIONS)
-    pictures.save_png(pictures.grid(x, 10, scale=5), out / "samples.png", recipe)
+    labels = [digit for digit in range(10) for _ in range(10)]
+    draw(recipe_of(out, label=labels, n=100, steps=EVALUATIONS, seed=seed), out / "samples.png")
     states, beliefs = _walk(model.given(label=torch.arange(10)), noise((10, *SHAPE), seed=seed + 1))
-    shown = [round(k * (len(states) - 1) / 9) for k in range(10)]
-    strip = torch.stack([part[k] for part in (states, beliefs) for k in shown])[:, [3, 5, 8]]  # two rows for each
+    about = stamp(made) | {
+        "made by": "suffuse evaluate",
+        "seed": seed + 1,
+        "steps": WALK,
+        "grid": "uniform",
+        "shown": "states above, predicted x0 below",
+    }
+    times = [round(k * (len(states) - 1) / 9) for k in range(10)]
+    strip = torch.stack([part[k] for part in (states, beliefs) for k in times])[:, [3, 5, 8]]  # two rows for each
     strip = strip.reshape(2, 10, 3, *SHAPE).permute(2, 0, 1, 3, 4, 5).reshape(-1, *SHAPE)
-    pictures.save_png(pictures.grid(strip, 10, scale=6), out / "denoising.png", recipe | {"labels": "3, 5, 8"})
+    pictures.save_png(pictures.grid(strip, 10, scale=6), out / "denoising.png", about | {"label": [3, 5, 8]})
     frames = [pictures.grid(torch.cat([a, b]), 10, scale=6) for a, b in zip(states, beliefs, strict=True)]
-    pictures.animation(frames, out / "denoising.gif")
+    pictures.animation(frames, out / "denoising.gif", about | {"label": list(range(10))})
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    pictures.loss_curve(lines, out / "loss.png")
+    pictures.loss_curve(
+        lines, out / "loss.png", stamp(made) | {"made by": "suffuse evaluate", "settings": made.settings}
+    )
     return write_report(made, result)
 
 
 def _walk(model: Denoiser, start: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """States scaled to unit spread, and what the model believed, at every step of a fine run."""
     states, beliefs = [start], []
-    for step in run(model, start, steps=24, grid=grids.uniform):
+    for step in run(model, start, steps=WALK, grid=grids.uniform):
         alpha, sigma = model.schedule(step.s)
         states.append(step.x / max((alpha**2 + sigma**2) ** 0.5, 0.7))
         beliefs.append(step.prediction.x0)
