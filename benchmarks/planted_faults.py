@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FAULTS = [  # law, file, what stands there, the fault, tests that should fail
+FAULTS = [  # law, file, what stands there, the fault, tests that should fail, in words
     (
         "1 plan",
         "samplers/ancestral.py",
@@ -47,19 +48,18 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail
     (
         "2 order",
         "samplers/stages.py",
-        "h / 2 * (_slope(a) + _slope(end))",
-        "h * (0.4 * _slope(a) + 0.6 * _slope(end))",
+        "[(1.0, [1.0])], [0.5, 0.5])",
+        "[(1.0, [1.0])], [0.4, 0.6])",
         "laws/test_order.py -k declared",
         "Heun's weights 0.4 and 0.6 (exact for a point, so law 1 is blind)",
     ),
     (
         "2 order",
-        "samplers/exponential.py",
-        "total / raw.sum()",
-        "total / raw.sum() * np.array([1.0, 1.1, 0.9][: len(nodes)])"
-        " / (raw * np.array([1.0, 1.1, 0.9][: len(nodes)])).sum() * raw.sum()",
+        "samplers/weights.py",
+        "raw = (lagrange(at, coordinate(a, u)) * (w * np.exp(rate * (u - end)))).sum(1)",
+        "raw = (lagrange(at, coordinate(a, u)) * (w * np.exp(rate * (u - end)))).sum(1) * np.linspace(1, 1.1, len(at))",
         "laws/test_order.py -k declared",
-        "difference weights off by a tenth",
+        "difference weights off by up to a tenth",
     ),
     (
         "2 order",
@@ -184,7 +184,7 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail
     (
         "8 invariance",
         "denoise.py",
-        "new.bound = {k: v[index] if v.shape[0] > 1 else v for k, v in self.bound.items()}",
+        "new.bound = {k: _pick(v, index) for k, v in self.bound.items()}",
         "new.bound = dict(self.bound)",
         "laws/test_invariance.py",
         "rows taken without their conditions",
@@ -208,8 +208,8 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail
     (
         "8 resume",
         "training/state.py",
-        'fill(average.net, read_tensors(newest / "ema.safetensors")',
-        'fill(average.net, read_tensors(newest / "model.safetensors")',
+        'averaged = None if average is None else read_tensors(newest / "ema.safetensors")',
+        'averaged = None if average is None else read_tensors(newest / "model.safetensors")',
         "training/test_fit.py",
         "the average restored from the weights",
     ),
@@ -228,6 +228,46 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail
         "if False and",
         "training/test_files.py",
         "pickles are not named",
+    ),
+    (
+        "2 order",
+        "samplers/adams.py",
+        "w = weights.noise_weights(a, b, nodes, coordinate)",
+        "w = [1.05 * c for c in weights.noise_weights(a, b, nodes, coordinate)]",
+        "laws/test_order.py -k declared",
+        "noise weights five percent too large",
+    ),
+    (
+        "2 order",
+        "samplers/unipc.py",
+        "return [0.5]",
+        "return [0.6]",
+        "laws/test_order.py -k declared",
+        "UniPC's first coefficient 0.6",
+    ),
+    (
+        "2 order",
+        "samplers/stochastic.py",
+        "g2 = 2 * a.sigma * ds - 2 * f * a.sigma**2",
+        "g2 = 2 * a.sigma * ds - f * a.sigma**2",
+        "laws/test_order.py",
+        "Euler-Maruyama's g^2 without a factor 2",
+    ),
+    (
+        "1 plan",
+        "samplers/stochastic.py",
+        "(level.alpha * lift) ** 2 * (scale**2 - 1)",
+        "(level.alpha * lift) ** 2 * (scale - 1)",
+        "laws/test_plan.py",
+        "churn's declared inflation",
+    ),
+    (
+        "8 resume",
+        "training/fit.py",
+        "if not bool((mean + norm).isfinite()):",
+        "if not bool(mean.isfinite()):",
+        "training/test_fit.py",
+        "an infinite gradient passes",
     ),
 ]
 
@@ -249,15 +289,18 @@ def survives(law: str, file: str, old: str, new: str, tests: str) -> bool:
         done = subprocess.run(
             command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy / "src")}, capture_output=True, text=True
         )
-        if done.returncode not in (0, 1):
+        said = done.stdout
+        raised = done.returncode == 2 and ("PlanError" in said or "ValueError" in said)  # while the laws were collected
+        if done.returncode not in (0, 1) and not raised:
             raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-1000:]}")
         return done.returncode == 0
 
 
 if __name__ == "__main__":
     left = 0
-    for law, file, old, new, tests, words in FAULTS:
-        alive = survives(law, file, old, new, tests)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda fault: survives(*fault[:5]), FAULTS))
+    for (law, file, _, _, tests, words), alive in zip(FAULTS, found, strict=True):
         left += alive
         where = ", ".join(f"`tests/{w}`" for w in tests.split() if w.endswith(".py"))
         print(f"| {law} | {words} (`{file}`) | {'SURVIVED ' if alive else ''}{where} |", flush=True)
