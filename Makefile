@@ -11,10 +11,10 @@ demo: .venv/demo
 	$(BIN)/suffuse demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 check: lint types layers
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest -n 2 --durations=10
 
 lint: .venv/dev
 	$(BIN)/ruff check src tests benchmarks
