@@ -192,8 +192,8 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail, i
     (
         "8 invariance",
         "samplers/plan.py",
-        "walk = _Walk(self, fresh(denoiser), states, path)",
-        "walk = _Walk(self, denoiser, states, path)",
+        "walk = Walk(self, fresh(denoiser), states, path)",
+        "walk = Walk(self, denoiser, states, path)",
         "laws/test_invariance.py",
         "state of one run leaks into the next",
     ),

@@ -213,10 +213,11 @@ class Denoiser(_Base):
         if dtype != x.dtype:
             inside = inside.to(dtype)
             told = {k: v.to(dtype) if v.is_floating_point() and v.ndim > 1 else v for k, v in told.items()}
-        out = self.net(inside, time.to(torch.float64 if dtype == torch.float64 else torch.float32), **told)
+        clock = torch.float64 if dtype == torch.float64 else torch.float32
+        out = self.net(inside, time if time.dtype == clock else time.to(clock), **told)
         if out.shape != x.shape:
             raise ValueError(f"the network answered shape {tuple(out.shape)} to x of shape {tuple(x.shape)}")
-        return out.to(x.dtype), alpha, sigma, p.row(self.schedule, t, alpha, sigma)
+        return out if out.dtype == x.dtype else out.to(x.dtype), alpha, sigma, p.row(self.schedule, t, alpha, sigma)
 
     def __call__(self, x: Tensor, t: float | Tensor, *, to: float | Tensor | None = None) -> Prediction:
         """What the network believes at time t.

@@ -38,6 +38,9 @@ class Prediction:
     Closed under + - and multiplication by numbers, so guidance is arithmetic. `var` (optional) is the variance of
     x0 given x, of x0's shape.
 
+    `affine`, where it is known, is (output, {"x0": (p, q), "eps": (p, q)}) with x0 = p x + q output and so on: a
+    sampler folds it into its own sums instead of computing x0 first.
+
     Args:
         x: the noisy data (B, ...).
         alpha, sigma: the noise level, floats or tensors that broadcast against x.
@@ -47,7 +50,7 @@ class Prediction:
             one alone is known.
     """
 
-    __slots__ = ("_eps", "_x", "_x0", "alpha", "sigma", "var")
+    __slots__ = ("_eps", "_x", "_x0", "affine", "alpha", "sigma", "var")
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class Prediction:
         if x0 is None and eps is None:
             raise ValueError("a Prediction needs x0 or eps")
         self.alpha, self.sigma, self.var = alpha, sigma, var
+        self.affine: tuple[Tensor, dict[str, tuple[float, float]]] | None = None
         self._x, self._x0, self._eps = x, x0, eps
 
     @property
@@ -172,24 +176,30 @@ class Parameterization:
                 f"a network that predicts {self.name} says nothing at alpha={_show(alpha)}, sigma={_show(sigma)}: "
                 "there its output and x fix only one of x0 and eps; predict v or velocity, or start the grid elsewhere"
             )
-        plain_x0, plain_eps = not isinstance(b, Tensor) and b == 0, not isinstance(a, Tensor) and a == 0
-        return Prediction(
+        on_x0, on_eps = (b / det, -sigma / det), (-a / det, alpha / det)
+        made = Prediction(
             x,
             alpha,
             sigma,
-            x0=(output / a if a != 1 else output) if plain_x0 else lambda: _solve(x, b / det, output, -sigma / det),
-            eps=(output / b if b != 1 else output) if plain_eps else lambda: _solve(output, alpha / det, x, -a / det),
+            x0=lambda: _affine(x, output, *on_x0),
+            eps=lambda: _affine(x, output, *on_eps),
         )
+        if not isinstance(det, Tensor) and not isinstance(b, Tensor):
+            made.affine = (output, {"x0": on_x0, "eps": on_eps})
+        return made
 
     def write(self, x0: Tensor, eps: Tensor, row: tuple[Number, Number]) -> Tensor:
         """What the network should answer: a x0 + b eps."""
         return row[0] * x0 + row[1] * eps
 
 
-def _solve(x: Tensor, p: Number, y: Tensor, q: Number) -> Tensor:
+def _affine(x: Tensor, output: Tensor, p: Number, q: Number) -> Tensor:
+    """p x + q output, without the half that is 0."""
     if isinstance(q, Tensor):
-        return p * x + q * y
-    return torch.add(p * x, y, alpha=q)
+        return p * x + q * output
+    if not isinstance(p, Tensor) and p == 0:
+        return output if q == 1 else q * output
+    return torch.add(p * x, output, alpha=q)
 
 
 def _show(value: Number) -> str:

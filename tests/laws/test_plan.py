@@ -139,11 +139,11 @@ def test_a_plan_prints_as_a_table():
 def test_the_executor_keeps_only_what_later_rows_use(monkeypatch):
     schedule = SCHEDULES["linear"]
     plan = samplers.dpmpp(order=3).plan(schedule, grids.uniform(schedule, 12))
-    from suffuse.samplers import plan as module
+    from suffuse.samplers import walk as module
 
     sizes = []
-    row = module._Walk.row
-    monkeypatch.setattr(module._Walk, "row", lambda self, *a: (row(self, *a), sizes.append(len(self.values)))[0])
+    row = module.Walk.row
+    monkeypatch.setattr(module.Walk, "row", lambda self, *a: (row(self, *a), sizes.append(len(self.values)))[0])
     world_x = torch.zeros(1, 1, dtype=torch.float64)
 
     from .worlds import mixture_1d

@@ -4,13 +4,14 @@ from suffuse.samplers.adams import adams, deis, lms, noise_adams, plms, sa_solve
 from suffuse.samplers.ancestral import consistency, ddim, ddpm
 from suffuse.samplers.exponential import dpmpp, dpmpp_2s, dpmpp_multistep_sde, dpmpp_sde
 from suffuse.samplers.inversion import bdia
-from suffuse.samplers.plan import Plan, PlanError, RunStep, combine
+from suffuse.samplers.plan import Plan, PlanError
 from suffuse.samplers.rule import Rule, sampler
 from suffuse.samplers.run import default, plan_for, run, sample
 from suffuse.samplers.singlestep import dpm_solver, seeds
 from suffuse.samplers.stages import heun, kutta3, midpoint, rk4
 from suffuse.samplers.stochastic import churn, euler_maruyama, langevin
 from suffuse.samplers.unipc import unipc
+from suffuse.samplers.walk import RunStep, combine
 
 __all__ = [
     "Plan",

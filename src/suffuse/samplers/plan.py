@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from suffuse.denoise import call, fresh
-from suffuse.parameterize import Prediction
+from suffuse.denoise import fresh
 from suffuse.samplers.symbols import Symbol, Term
+from suffuse.samplers.walk import RunStep, Walk
 from suffuse.schedules import Schedule
 
-__all__ = ["Plan", "PlanError", "Row", "RunStep", "combine"]
+__all__ = ["Plan", "PlanError", "Row"]
 
 
 class PlanError(ValueError):
@@ -46,14 +46,6 @@ class Row:
     inflated: tuple[int, float, float] | None = None
 
 
-def combine(coefficients: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
-    """sum_i c_i y_i as one chain of multiply-adds."""
-    out = terms[0] * coefficients[0]
-    for c, y in zip(coefficients[1:], terms[1:], strict=True):
-        out.add_(y, alpha=c)
-    return out
-
-
 class Plan:
     """The table of a sampler on a grid. Made by a rule: `sf.samplers.ddim.plan(schedule, grid)`.
 
@@ -69,6 +61,7 @@ class Plan:
     Attributes:
         evaluated: the states at which the network is called, in order.
         draws, stochastic: the noises that are used, and whether there are any.
+        program, uses: for the executor: each row's terms and which of them die with it; uses of x0 and eps by state.
         defect: how far the rows are from the law, at most: weight on clean data, and variance.
     Raises:
         PlanError: a row breaks the law; the message names the sampler, the row and the numbers.
@@ -97,10 +90,11 @@ class Plan:
         self.draws = tuple(sorted({i for kind, i in used if kind == "z"}))
         self.stochastic = bool(self.draws)
         self.defect = self._check(consistent)
-        self._program = self._schedule_terms()
-        self._kinds = {
-            i: sorted({kind for kind, j in used if j == i and kind in ("x0", "eps")}) for i in self.evaluated
-        }
+        self.program = self._schedule_terms()
+        self.uses: dict[int, dict[str, int]] = {i: {} for i in self.evaluated}  # how many rows use x0 and eps
+        for kind, i in used:
+            if kind in ("x0", "eps"):
+                self.uses[i][kind] = self.uses[i].get(kind, 0) + 1
 
     # What the table says
 
@@ -252,7 +246,7 @@ class Plan:
         states = [x] if isinstance(x, Tensor) else list(x)
         if len(states) != self.given + 1:
             raise ValueError(f"{self.name} starts from {self.given + 1} given states, got {len(states)}")
-        walk = _Walk(self, fresh(denoiser), states, path)
+        walk = Walk(self, fresh(denoiser), states, path)
         plan, offset, k = self, 0, self.given + 1
         while k < len(plan.rows):
             walk.row(plan, k)
@@ -278,92 +272,6 @@ class Plan:
         for step in self.run(denoiser, x, path):
             out = step.x
         return out
-
-
-class _Walk:
-    """What a run holds: the tensors later rows use, the denoiser, and the noise."""
-
-    def __init__(self, plan: Plan, denoiser: Any, states: list[Tensor], path: Any) -> None:
-        self.denoiser, self.path = denoiser, path
-        self.values: dict[Term, Tensor] = {("x", i): s for i, s in enumerate(states)}
-        self.prediction: Prediction | None = None
-        self.current = len(states) - 1
-
-    def restart(self, state: Tensor) -> None:
-        self.values = {("x", 0): state}
-        self.current = 0
-        if self.path is not None:
-            self.path.renew()
-
-    def row(self, plan: Plan, k: int) -> None:
-        coefficients, terms, dead = plan._program[k]
-        row, values = plan.rows[k], self.values
-        for kind, i in terms:
-            if (kind, i) not in values:
-                if kind == "z":
-                    values[kind, i] = self._draw(plan, i)
-                else:
-                    at = plan.rows[i]
-                    p = call(self.denoiser, values["x", i], at.t, plan.grid[row.step + 1])
-                    if not isinstance(p, Prediction):
-                        raise TypeError(f"a denoiser must return a Prediction, got {type(p).__name__}")
-                    for name in plan._kinds[i]:
-                        values[name, i] = p.x0 if name == "x0" else p.eps
-                    self.prediction = p
-        values["x", k] = combine(coefficients, [values[term] for term in terms])
-        for term in dead:
-            values.pop(term, None)
-
-    def _draw(self, plan: Plan, number: int) -> Tensor:
-        a, b = plan.noises[number]
-        return self.path.increment(plan.schedule.logsnr(a), plan.schedule.logsnr(b))
-
-
-class RunStep:
-    """One finished grid interval of a run: from time t to time s, with the state x there.
-
-    `.x` may be set; `.take(index)` keeps or repeats rows of the batch, history and conditions included;
-    `.goto(k)` sends the run on from grid point k (the caller has set `.x` to a state at that noise level).
-    """
-
-    def __init__(self, k: int, n: int, t: float, s: float, walk: _Walk) -> None:
-        self.k, self.n, self.t, self.s, self._walk = k, n, t, s, walk
-        self._key: Term = ("x", walk.current)
-        self._x, self._prediction = walk.values[self._key], walk.prediction
-        self.jump: int | None = None
-
-    @property
-    def x(self) -> Tensor:
-        """The state at time s, (B, ...)."""
-        return self._x
-
-    @x.setter
-    def x(self, value: Tensor) -> None:
-        if value.shape != self.x.shape:
-            raise ValueError(f"the state has shape {tuple(self.x.shape)}, got {tuple(value.shape)}")
-        if self._walk.values.get(self._key) is not self._x:
-            raise ValueError("this step is over: set .x before the run goes on")
-        self._walk.values[self._key] = self._x = value
-
-    @property
-    def prediction(self) -> Prediction:
-        """What the denoiser last believed."""
-        assert self._prediction is not None
-        return self._prediction
-
-    def take(self, index: Tensor) -> None:
-        """Go on with these rows of the batch, in this order, repeated or left out."""
-        walk = self._walk
-        walk.values = {term: value[index] for term, value in walk.values.items()}
-        self._x, self._prediction = walk.values[self._key], self.prediction.rows(index)
-        if walk.path is not None:
-            walk.path.resize(len(self._x))
-        if hasattr(walk.denoiser, "rows"):
-            walk.denoiser = walk.denoiser.rows(index)
-
-    def goto(self, k: int) -> None:
-        """Go on from grid point k, with history cleared."""
-        self.jump = k
 
 
 def _prune(rows: Sequence[Row]) -> tuple[Row, ...]:

@@ -12,8 +12,9 @@ from suffuse import grids
 from suffuse.denoise import check_range, evaluating, networks
 from suffuse.random import BrownianPath
 from suffuse.samplers.exponential import dpmpp
-from suffuse.samplers.plan import Plan, RunStep
+from suffuse.samplers.plan import Plan
 from suffuse.samplers.rule import Rule
+from suffuse.samplers.walk import RunStep
 from suffuse.schedules import Schedule
 
 __all__ = ["default", "plan_for", "run", "sample"]
