@@ -17,10 +17,10 @@ from torch import Tensor
 from suffuse import data, grids, losses, metrics, nets, pictures
 from suffuse.denoise import Denoiser
 from suffuse.random import noise
-from suffuse.recipes.draw import draw, recipe_of, stamp
+from suffuse.recipes.draw import draw, recipe_of, sample_many, stamp
 from suffuse.recipes.report import write_report
 from suffuse.recipes.run import Run
-from suffuse.samplers import plan_for, run, sample
+from suffuse.samplers import plan_for, run
 from suffuse.schedules import Linear
 from suffuse.training import Fit, fit, save
 from suffuse.training.files import write_json
@@ -120,7 +120,7 @@ def evaluate(made: Run, *, seed: int = 1) -> dict[str, Any]:
     n = len(real["x"])
     plan = plan_for(model.schedule, nfe=EVALUATIONS)
     began = time.monotonic()
-    x = sample(model.given(label=real["label"]), noise((n, *SHAPE), seed=seed), sampler=plan).clamp(-1, 1)
+    x = sample_many(model.given(label=real["label"]), n, SHAPE, seed, sampler=plan).clamp(-1, 1)
     seconds = time.monotonic() - began
     judge = classifier()
     (read, mine), (_, theirs), (told, held_out) = judge.read(x), judge.read(real["x"]), judge.read(unseen["x"])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from suffuse.recipes.run import Run
 
-__all__ = ["draw", "recipe_of", "stamp"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["draw", "recipe_of", "sample_many", "stamp"]
 
 BATCH = 256
 
@@ -50,6 +53,23 @@ def stamp(made: Run) -> dict[str, Any]:
     return {"model_hash": made.model_hash, "suffuse": __version__, "torch": torch.__version__}
 
 
+def sample_many(denoiser: Any, n: int, shape: tuple[int, ...], seed: int, **how: Any) -> Tensor:
+    """n samples (n, *shape), a batch of a size that fits a CPU's cache at a time: the same as all at once.
+
+    Args:
+        denoiser: with `.rows`, conditions for all n. how: `sampler`, `steps`, `nfe`, `grid` of `sample`.
+    """
+    import torch
+
+    from suffuse import noise, sample
+
+    parts = []
+    for i in range(0, n, BATCH):
+        start = noise((min(BATCH, n - i), *shape), seed, first=i)
+        parts.append(sample(denoiser.rows(slice(i, i + BATCH)), start, seed=seed, first=i, **how))
+    return torch.cat(parts)
+
+
 def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
     """Sample what a recipe says and write it with the recipe inside.
 
@@ -60,7 +80,7 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
     """
     import torch
 
-    from suffuse import grids, guide, noise, pictures, sample, samplers
+    from suffuse import grids, guide, pictures, samplers
 
     made = Run.open(run or recipe["run"])
     model, n = made.model(), recipe["n"]
@@ -91,18 +111,7 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
             raise ValueError(f"w={recipe['w']:g} guides towards a label: say which with --label")
         denoiser = guide(denoiser, model, recipe["w"])
     spacing = None if recipe["grid"] is None else getattr(grids, recipe["grid"])
-    parts = [
-        sample(
-            denoiser.rows(slice(i, i + BATCH)),
-            noise((min(BATCH, n - i), *made.shape), recipe["seed"], first=i),
-            sampler=rule,
-            steps=recipe["steps"],
-            grid=spacing,
-            seed=recipe["seed"],
-            first=i,
-        )
-        for i in range(0, n, BATCH)
-    ]
+    x = sample_many(denoiser, n, made.shape, recipe["seed"], sampler=rule, steps=recipe["steps"], grid=spacing)
     columns = max(1, round(n**0.5))
-    sheet = pictures.grid(torch.cat(parts), columns, scale=max(1, 48 // made.shape[-1]))
+    sheet = pictures.grid(x, columns, scale=max(1, 48 // made.shape[-1]))
     pictures.save_png(sheet, out, recipe | stamp(made))
