@@ -106,7 +106,7 @@ def loss_curve(lines: Sequence[dict[str, float]], path: str | Path, recipe: dict
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([e["samples"] for e in lines], [e["loss"] for e in lines], lw=1.2, color="#2a6f97")
-    axes.set(xlabel="samples seen", ylabel="training loss (mean squared error)", yscale="log")
+    axes.set(xlabel="samples seen", ylabel="training loss (mean squared error)", ylim=(0, None))
     axes.grid(alpha=0.3)
     part = Path(path).with_name(f".{Path(path).name}.part")
     figure.savefig(part, dpi=120, format="png", metadata={"Software": None, KEY: json.dumps(recipe, sort_keys=True)})
