@@ -28,7 +28,7 @@ from suffuse.training.files import write_json
 __all__ = ["build", "classifier", "evaluate", "pictures_of", "train"]
 
 SHAPE = (1, 8, 8)
-STEPS, BATCH, LR, EMA, DROPOUT = 1000, 64, 2e-3, 0.995, 0.1
+STEPS, BATCH, LR, EMA, DROPOUT = 1080, 64, 2e-3, 0.995, 0.1
 EVALUATIONS, WALK = 12, 24
 
 
