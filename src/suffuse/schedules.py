@@ -77,10 +77,14 @@ class Schedule:
             ValueError: t outside [0, 1] (not looked for on an accelerator); t that does not fit `like`.
         """
         if not isinstance(t, Tensor):
-            t = float(t)
-            if not 0.0 <= t <= 1.0:
-                raise ValueError(f"t must be in [0, 1] (0 is data, 1 is noise), got {t:g}")
-            return self.pair(t)
+            known = self.__dict__.setdefault("_known", {})  # a plan asks when it is built, and again when it runs
+            if t not in known:
+                if not 0.0 <= t <= 1.0:
+                    raise ValueError(f"t must be in [0, 1] (0 is data, 1 is noise), got {t:g}")
+                if len(known) >= 4096:
+                    known.clear()
+                known[t] = self.pair(float(t))
+            return known[t]
         if t.device.type == "cpu" and not torch.compiler.is_compiling():  # never ask an accelerator: it would wait
             outside = t[(t < 0) | (t > 1)]
             if len(outside):
