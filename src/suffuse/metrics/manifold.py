@@ -49,6 +49,6 @@ def memorised(generated: Tensor, train: Tensor, held_out: Tensor, *, percentile:
     return proportion(
         int(close.sum()),
         len(generated),
-        f"share nearer to a training sample than the {percentile:g}th percentile of {len(held_out)} "
+        f"share nearer to a training sample than the {percentile:g} % quantile of {len(held_out)} "
         f"real held-out samples ({threshold.item():.3f}), Euclidean in data space",
     )

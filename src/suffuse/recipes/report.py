@@ -44,7 +44,7 @@ table { border-collapse: collapse; width: 100%; } td, th { text-align: left; ver
 border-bottom: 1px solid #ddd; } td.number { font-variant-numeric: tabular-nums;
 white-space: nowrap; font-weight: 600; }
 img { max-width: 100%; image-rendering: pixelated; border-radius: 4px; } .plot { image-rendering: auto; }
-p.note, td.note { color: #666; font-size: .9rem; } .pair { display: flex; gap: 1.5rem; flex-wrap: wrap; }
+.note { color: #666; font-size: .9rem; } .pair { display: flex; gap: 1.5rem; flex-wrap: wrap; }
 """
 
 
