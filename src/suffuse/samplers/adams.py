@@ -30,6 +30,26 @@ def evaluated(step: Step) -> list[Point]:
     return step.recent(8)
 
 
+def _predict_correct(
+    step: Step, carried: Symbol, order: int, corrector: int, coordinate: weights.Coordinate, tau: float = 0.0
+) -> Symbol:
+    """carried + sum_j w_j x0_j through `order` values; evaluated there, and summed again with `corrector` values.
+
+    The last step is not corrected: that would cost a call more.
+    """
+    a, b, known = step.a, step.b, evaluated(step)
+
+    def through(nodes: list[Point]) -> Symbol:
+        return carried + _sum(weights.data_weights(a, b, nodes, coordinate, tau=tau), [n.x0 for n in nodes])
+
+    guess = through(known[:order])
+    if corrector < 2 or step.k == step.n - 1:
+        return guess
+    known = [step.point(guess, b.t), *known]
+    step.keep(known[:8])
+    return through(known[:corrector])
+
+
 def _adams_order(order: int, corrector: int, q: float, last: int) -> int:
     return order if corrector < 2 else min(corrector, order + 1)
 
@@ -45,20 +65,13 @@ def adams(step: Step, order: int = 3, corrector: int = 4, q: float = 1.0, last: 
     Args:
         order: values of x0 in the predictor, from 1. corrector: in the corrector, the new one included; 0 is none.
         q: the polynomial's coordinate is rho/(q + rho), rho = sigma/alpha: of the order of the data's spread.
-        last: values used in a step to t = 0. The last step is not corrected: that would cost a call more.
+        last: values used in a step to t = 0.
     Zhao et al. 2023 (UniPC), algorithm 1, with exact weights; Xue et al. 2023 (SA-Solver) at tau = 0.
     """
     a, b = step.a, step.b
-    coordinate, known = weights.bounded(q), evaluated(step)
-    nodes = known[: last if b.sigma == 0 else order]
-    carried = b.sigma / a.sigma * a.x
-    guess = carried + _sum(weights.data_weights(a, b, nodes, coordinate), [n.x0 for n in nodes])
-    if corrector < 2 or step.k == step.n - 1:
-        return guess
-    new = step.point(guess, b.t)
-    nodes = [new, *known][:corrector]
-    step.keep([new, *known][:8])
-    return carried + _sum(weights.data_weights(a, b, nodes, coordinate), [n.x0 for n in nodes])
+    return _predict_correct(
+        step, b.sigma / a.sigma * a.x, last if b.sigma == 0 else order, corrector, weights.bounded(q)
+    )
 
 
 @sampler(order=lambda order, tau, corrector: 1)
@@ -70,19 +83,9 @@ def sa_solver(step: Step, order: int = 2, tau: float = 1.0, corrector: int = 0) 
     Xue et al. 2023 (SA-Solver), algorithm 1.
     """
     a, b = step.a, step.b
-    known, coordinate = evaluated(step), weights.bounded()
-    if b.sigma == 0:
-        return b.alpha * known[0].x0
     keep = (0.0 if a.alpha == 0 else (b.sigma * a.alpha / (a.sigma * b.alpha)) ** (tau * tau)) if tau else 1.0
     carried = b.sigma / a.sigma * keep * a.x + b.sigma * math.sqrt(1 - keep**2) * step.z
-    nodes = known[:order]
-    guess = carried + _sum(weights.data_weights(a, b, nodes, coordinate, tau=tau), [n.x0 for n in nodes])
-    if corrector < 2 or step.k == step.n - 1:
-        return guess
-    new = step.point(guess, b.t)
-    nodes = [new, *known][:corrector]
-    step.keep([new, *known][:8])
-    return carried + _sum(weights.data_weights(a, b, nodes, coordinate, tau=tau), [n.x0 for n in nodes])
+    return _predict_correct(step, carried, 1 if b.sigma == 0 else order, corrector, weights.bounded(), tau)
 
 
 def _noise_step(step: Step, nodes: Sequence[Point], coordinate: weights.Coordinate) -> Symbol:

@@ -13,8 +13,6 @@ __all__ = ["Symbol", "Term"]
 Term = tuple[str, int]
 """("x", i) state i; ("x0", i) and ("eps", i) the prediction at state i; ("z", k) the noise of step k."""
 
-_NAMES = {"x": "x", "x0": "x0", "eps": "eps", "z": "z"}
-
 
 class Symbol:
     """sum_i c_i term_i with float coefficients; closed under + - and multiplication or division by numbers."""
@@ -56,4 +54,4 @@ class Symbol:
         return self * (1.0 / scale)
 
     def __repr__(self) -> str:
-        return " ".join(f"{c:+.4f} {_NAMES[kind]}[{i}]" for (kind, i), c in self.terms.items()) or "0"
+        return " ".join(f"{c:+.4f} {kind}[{i}]" for (kind, i), c in self.terms.items()) or "0"

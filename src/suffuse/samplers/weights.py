@@ -82,7 +82,7 @@ def data_weights(
     rate = 1 + tau * tau
     decay = 0.0 if b.sigma == 0 or a.alpha == 0 else (b.sigma * a.alpha / (a.sigma * b.alpha)) ** rate
     total = b.alpha * (1 - decay)
-    while len(nodes) > 1 and _nodes(nodes, coordinate) is None:
+    if len(nodes) > 1 and _nodes(nodes, coordinate) is None:
         return [*data_weights(a, b, nodes[:-1], coordinate, tau=tau), 0.0]
     if len(nodes) == 1:
         return [total]
@@ -106,7 +106,7 @@ def noise_weights(a: Level, b: Level, nodes: Sequence[Level], coordinate: Coordi
     """w_j for each node, newest first; they sum to rho_b - rho_a. rho_a must be finite."""
     total = b.rho - a.rho
     at = _nodes(nodes, coordinate)
-    while len(nodes) > 1 and at is None:
+    if len(nodes) > 1 and at is None:
         return [*noise_weights(a, b, nodes[:-1], coordinate), 0.0]
     if len(nodes) == 1:
         return [total]
