@@ -5,7 +5,7 @@ batch = scenes(0, 64)                       # items 0 to 63, or scenes[torch.ten
 batch.images, batch.captions, batch.attributes, batch.masks, batch.edges, batch.keypoints, batch.depth
 
 Kept from training, unless asked for: combinations whose shape and colour indices add to a multiple of 6
-(`held_out=True`), and dotted outlines (`dotted=True`).
+(`held_out=True`), and dotted outlines (`dotted=True`). Variants: `Frieze`, and `subject`, four pictures of one thing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from suffuse.data.shapes.outlines import JOINTS
 from suffuse.data.shapes.render import Batch
 from suffuse.data.shapes.scene import Draw, scene
 from suffuse.data.shapes.spec import Match, Spec, match
+from suffuse.data.shapes.variants import SUBJECTS, Frieze, subject
 
 __all__ = [
     "BACKGROUNDS",
@@ -40,9 +41,11 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "STYLES",
+    "SUBJECTS",
     "VOCABULARY",
     "Attributes",
     "Batch",
+    "Frieze",
     "Match",
     "Scenes",
     "Spec",
@@ -52,6 +55,7 @@ __all__ = [
     "match",
     "palette",
     "parse",
+    "subject",
     "words",
 ]
 

@@ -1,7 +1,7 @@
 """Captions: from what a scene shows to words, and from words to what must hold.
 
 caption = ["a picture of"] ["on" background] things ["on" background]
-things  = thing {"and" | "," thing}              thing = object [["is"] relation object]
+things  = thing {"and" | "," thing} | "shapes"   thing = object [["is"] relation object]
 object  = number {size | fill | colour} noun     noun  = one of the shapes, or "shape" for any
 background = "a" {style | colour} "background"
 """
@@ -84,6 +84,7 @@ class _Reader:
     objects: list[tuple[int, int, int, int]] = field(default_factory=list)
     background: tuple[int, int] = (-1, -1)
     relation: int = -1
+    open: bool = False  # any number of any shapes
 
     def fail(self, expected: str) -> ValueError:
         got = repr(self.words[self.at]) if self.at < len(self.words) else "its end"
@@ -106,12 +107,16 @@ class _Reader:
     def read(self) -> None:
         self.take("a picture of")
         self._on()
-        self._thing()
+        self.open = self.take("shapes")
+        if not self.open:
+            self._thing()
         while self.at < len(self.words):
             if self._on():
                 if self.at < len(self.words):
                     raise self.fail("its end after the background")
                 break
+            if self.open:
+                raise self.fail("a background or its end after 'shapes'")
             self.take("and")
             self._thing()
 
@@ -203,7 +208,7 @@ def parse(texts: str | Sequence[str]) -> Spec:
     rows = torch.tensor([(r.objects + [empty] * MOST)[:MOST] for r in readers])
     ground = torch.tensor([r.background for r in readers])
     return Spec(
-        count=torch.tensor([len(r.objects) for r in readers]),
+        count=torch.tensor([-1 if r.open else len(r.objects) for r in readers]),
         shape=rows[..., 0],
         colour=rows[..., 1],
         size=rows[..., 2],

@@ -1,4 +1,4 @@
-"""Signed distances to the outlines of the shapes, negative inside.
+"""Signed distances to the outlines of the shapes, negative inside; and the textures of a few objects.
 
 Each takes u, v: coordinates of pixels relative to an object's centre, in units of its radius, v downwards, broadcast
 to (N, H, W). Between -1 and 1 lies the shape. Only sums, products, quotients and roots occur, which every device and
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["JOINTS", "OUTLINES", "joints", "length", "limbs"]
+__all__ = ["JOINTS", "OUTLINES", "TEXTURES", "joints", "length", "limbs", "texture"]
 
 
 def length(u: Tensor, v: Tensor) -> Tensor:
@@ -148,3 +148,27 @@ def limbs(u: Tensor, v: Tensor, at: Tensor) -> Tensor:
     assert nearest is not None
     hx, hy = point(0)
     return torch.minimum(nearest.sqrt() - _LIMB, length(u - hx, v - hy) - _HEAD)
+
+
+TEXTURES = ("checks", "stripes", "spots", "halves")
+_SECOND = (2, 8, 7, 6)  # yellow, white, pink and purple, as indices of colours
+
+
+def texture(number: int, u: Tensor, v: Tensor, radius: float) -> tuple[int, Tensor]:
+    """The second colour of one of `TEXTURES`, and its share of each pixel.
+
+    Args:
+        number: of the texture. u, v: in units of the radius. radius: in pixels.
+    """
+    if TEXTURES[number] == "checks":
+        a, b = ((g * 1.5 - (g * 1.5).floor() - 0.5).abs() - 0.25 for g in (u, v))
+        signed = a.sign() * b.sign() * torch.minimum(a.abs(), b.abs()) / 1.5
+    elif TEXTURES[number] == "stripes":
+        g = (u + v) * 1.2
+        signed = ((g - g.floor() - 0.5).abs() - 0.25) / 1.7
+    elif TEXTURES[number] == "spots":
+        a, b = ((g * 1.6 - (g * 1.6).floor() - 0.5) / 1.6 for g in (u, v))
+        signed = 0.18 - length(a, b)
+    else:
+        signed = u + 0 * v
+    return _SECOND[number], (0.5 + signed * radius).clamp(0, 1)

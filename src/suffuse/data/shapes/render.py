@@ -12,8 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from suffuse.data.shapes.attributes import FIGURE, STYLES, Attributes, palette
-from suffuse.data.shapes.outlines import OUTLINES, joints, length, limbs
+from suffuse.data.shapes.attributes import FIGURE, SHAPES, STYLES, Attributes, palette
+from suffuse.data.shapes.outlines import OUTLINES, joints, length, limbs, texture
 from suffuse.data.shapes.scene import Decor
 
 __all__ = ["Batch"]
@@ -67,10 +67,9 @@ class Batch:
         image = self._ground * rest[:, None]
         paint = palette()[self.attributes.colour.clamp(min=0)]
         for k in range(seen.shape[1]):
-            colour = paint[:, k, :, None, None]
-            if bool((self.decor.texture[:, k] >= 0).any()):
-                colour = self._textured(colour, k)
-            image = image + seen[:, k, None] * colour
+            textured = bool((self.decor.texture[:, k] >= 0).any())
+            colour = self._textured(k, paint) if textured else paint[:, k, :, None, None]
+            image += seen[:, k, None] * colour
         return image
 
     @cached_property
@@ -128,7 +127,8 @@ class Batch:
         a, pixel = self.attributes, self.attributes.side / 32
         d = self._distance
         stroke = torch.where(a.fill > 0, STROKE * pixel, 1e6)[:, :, None, None]
-        cover = (0.5 - torch.maximum(d, -d - stroke)).clamp(0, 1)
+        within = (-d).sub_(stroke)
+        cover = torch.maximum(d, within, out=within).neg_().add_(0.5).clamp_(0, 1)
         for b, k in (a.fill == 2).nonzero().tolist():
             cover[b, k] = cover[b, k] * self._dots(b, k)
         return cover
@@ -147,13 +147,11 @@ class Batch:
     def _seen(self) -> tuple[Tensor, Tensor]:
         """What is seen of each object (B, K, H, W), and of the background (B, H, W)."""
         cover, depth = self._coverage, self.attributes.depth
-        rest = torch.ones_like(cover[:, 0])
-        seen = torch.zeros_like(cover)
-        rows = torch.arange(len(depth))
-        for rank in range(cover.shape[1]):
-            k = (depth == rank).to(torch.int8).argmax(1)
-            part = torch.where((depth == rank).any(1)[:, None, None], cover[rows, k] * rest, 0)
-            seen[rows, k] = torch.where((depth == rank).any(1)[:, None, None], part, seen[rows, k])
+        order = torch.where(depth < 0, len(SHAPES), depth).argsort(dim=1)
+        rest, seen, rows = torch.ones_like(cover[:, 0]), torch.empty_like(cover), torch.arange(len(depth))
+        for k in order.unbind(1):  # what is absent covers nothing
+            part = cover[rows, k].mul_(rest)
+            seen[rows, k] = part
             rest = rest - part
         return seen, rest
 
@@ -161,6 +159,7 @@ class Batch:
     def _ground(self) -> Tensor:
         """(B, 3, H, W): the background, a colour mixed with a darker or lighter tone of it by its pattern."""
         a, pixel, (gx, gy) = self.attributes, self.attributes.side / 32, self._grid
+        start = self.decor.start[:, None, None]
         base = palette()[a.background.clamp(min=0)]
         light = base.sum(1, keepdim=True) > -0.6
         tone = torch.where(light, base * 0.72 - 0.28, base * 0.72 + 0.28)
@@ -175,19 +174,26 @@ class Batch:
             phase = self.decor.phase[rows]
             if name == "striped":
                 period = 6 * pixel
-                q = (gx * ax + gy * ay) / period + phase[:, 0, None, None]
+                q = ((gx + start[rows]) * ax + gy * ay) / period + phase[:, 0, None, None]
                 q = (q - q.floor() - 0.5).abs() - 0.25
                 share[rows] = (0.5 + q * period).clamp(0, 1)
             elif name == "dotted":
                 period = 7 * pixel
-                qx, qy = (g / period + phase[:, i, None, None] for i, g in ((0, gx), (1, gy)))
+                qx, qy = (g / period + phase[:, i, None, None] for i, g in ((0, gx + start[rows]), (1, gy)))
                 r = length((qx - qx.floor() - 0.5) * period, (qy - qy.floor() - 0.5) * period)
                 share[rows] = (0.5 + 1.9 * pixel - r).clamp(0, 1)
             else:
                 q = ((gx - self.width / 2) * ax + (gy - a.side / 2) * ay) / a.side
                 sign = 1 - 2 * (phase[:, 0, None, None] < 0.5).float()
                 share[rows] = (0.6 + 1.2 * q * sign).clamp(0, 1.2)
-        return base[:, :, None, None] + share[:, None] * (tone - base)[:, :, None, None]
+        return (share[:, None] * (tone - base)[:, :, None, None]).add_(base[:, :, None, None])
 
-    def _textured(self, colour: Tensor, k: int) -> Tensor:
-        raise NotImplementedError
+    def _textured(self, k: int, paint: Tensor) -> Tensor:
+        """(B, 3, H, W): the colour of object k, or its texture."""
+        a, d, (gx, gy) = self.attributes, self.decor, self._grid
+        colour = paint[:, k, :, None, None].repeat(1, 1, a.side, self.width)
+        for b in (d.texture[:, k] >= 0).nonzero()[:, 0].tolist():
+            r = d.radius[b, k]
+            other, share = texture(int(d.texture[b, k]), (gx - a.x[b, k]) / r, (gy - a.y[b, k]) / r, float(r))
+            colour[b] = colour[b] + (palette()[other][:, None, None] - colour[b]) * share
+        return colour

@@ -13,7 +13,7 @@ from torch import Tensor
 from suffuse.data.shapes.attributes import COLOURS, DIAMETERS, FIGURE, SHAPES, Attributes, held_out, outlineable
 from suffuse.random import philox
 
-__all__ = ["Decor", "Draw", "scene"]
+__all__ = ["Decor", "Draw", "combinations", "first_valid", "scene"]
 
 _LOW = 0xFFFFFFFF
 _TRIES = 16
@@ -72,23 +72,24 @@ class Decor:
     Attributes:
         radius: (B, K) half the drawn diameter in pixels. pose: (B, K, 8) indices into the table of angles.
         direction: (B,) of stripes or gradient, 0 to 3. phase: (B, 2) of the pattern, in periods.
-        texture: (B, K) index of a texture, -1 for none.
+        start: (B,) where the pattern is cut, in pixels from the left. texture: (B, K) index, -1 for none.
     """
 
     radius: Tensor
     pose: Tensor
     direction: Tensor
     phase: Tensor
+    start: Tensor
     texture: Tensor
 
 
-def _pairs(held: bool | None) -> Tensor:
+def combinations(held: bool | None) -> Tensor:
     """(N, 2) combinations of shape and colour: all, those held out, or the others."""
     grid = torch.cartesian_prod(torch.arange(len(SHAPES)), torch.arange(len(COLOURS)))
     return grid if held is None else grid[held_out(grid[:, 0], grid[:, 1]) == held]
 
 
-def _first(candidates: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def first_valid(candidates: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Of (B, T, 2) candidates the first valid one (B, 2), and whether there was one."""
     at = valid.to(torch.int8).argmax(1)
     return candidates[torch.arange(len(at)), at], valid.any(1)
@@ -109,7 +110,7 @@ def scene(
     kind = draw.chosen((0.36, 0.36, 0.28))
     alike = (draw.unit(1)[:, 0] < identical) & (count > 1)
     kind = torch.where(alike & (kind == 2), 0, kind)
-    pair, kind = _combinations(draw, slots, count, kind, alike, unseen)
+    pair, kind = _combine(draw, slots, count, kind, alike, unseen)
     present = torch.arange(slots) < count[:, None]
     size = _sizes(draw, pair[..., 0], count, kind, alike, (pair[:, :2, 1].diff(dim=1) == 0)[:, 0])
     radius = torch.tensor(DIAMETERS)[size] * (side / 64) * (0.95 + 0.05 * draw.unit(slots))
@@ -143,19 +144,19 @@ def scene(
         side=side,
     )
     pose = draw.words(slots * 8).reshape(-1, slots, 8)
-    decor = Decor(radius, pose, draw.below(4, 1)[:, 0], draw.unit(2), torch.full_like(size, -1))
+    decor = Decor(
+        radius, pose, draw.below(4, 1)[:, 0], draw.unit(2), torch.zeros(len(count)), torch.full_like(size, -1)
+    )
     return attributes, decor
 
 
-def _combinations(
-    draw: Draw, slots: int, count: Tensor, kind: Tensor, alike: Tensor, unseen: bool
-) -> tuple[Tensor, Tensor]:
+def _combine(draw: Draw, slots: int, count: Tensor, kind: Tensor, alike: Tensor, unseen: bool) -> tuple[Tensor, Tensor]:
     """Shape and colour of every object (B, K, 2), all different but for those alike, and the relation they allow.
 
     What is inside is no figure, and lies in a circle or square of another colour. A scene has one figure at most.
     """
-    others = _pairs(None if unseen else False)
-    special = _pairs(True) if unseen else others
+    others = combinations(None if unseen else False)
+    special = combinations(True) if unseen else others
 
     def candidates(pool: Tensor) -> Tensor:
         return pool[draw.below(len(pool), _TRIES)]
@@ -164,7 +165,7 @@ def _combinations(
     where = torch.where((count > 1) & ~alike, where, 0)
     shared, held = candidates(others), candidates(special)
     options = torch.where((where == 0)[:, None, None], held, shared)
-    one, _ = _first(options, ~(((kind == 2) & (count > 1) | alike)[:, None] & (options[..., 0] == FIGURE)))
+    one, _ = first_valid(options, ~(((kind == 2) & (count > 1) | alike)[:, None] & (options[..., 0] == FIGURE)))
     chosen = [one]
     shared, held = candidates(others), candidates(special)
     options = torch.where((where == 1)[:, None, None], held, shared)
@@ -177,13 +178,13 @@ def _combinations(
             valid &= ~((options[..., 0] == FIGURE) & (before[:, None, 0] == FIGURE))
         if k == 1:
             hosts = (options[..., 0] <= 1) & (options[..., 1] != one[:, None, 1])
-            new, found = _first(options, valid & (hosts | (kind != 2)[:, None]))
-            plain, _ = _first(options, valid)
+            new, found = first_valid(options, valid & (hosts | (kind != 2)[:, None]))
+            plain, _ = first_valid(options, valid)
             new = torch.where(found[:, None], new, plain)
             kind = torch.where(found | (kind != 2), kind, 0)
             new = torch.where(alike[:, None], one, new)
         else:
-            new, _ = _first(options, valid)
+            new, _ = first_valid(options, valid)
         chosen.append(new)
     return torch.stack(chosen, 1), kind
 

@@ -87,7 +87,7 @@ def match(spec: Spec, seen: Attributes) -> Match:
     best = score.argmax(1)
     rows = torch.arange(len(best), device=best.device)
     right = {name: hit[rows, best].all(-1) for name, hit in hits.items()}
-    right = {"count": seen.count == spec.count} | right | {"relation": related[rows, best]}
+    right = {"count": (seen.count == spec.count) | (spec.count < 0)} | right | {"relation": related[rows, best]}
     right["background"] = (seen.background == spec.background) | (spec.background < 0)
     right["style"] = (seen.style == spec.style) | (spec.style < 0)
     told = {name: value.any(-1) for name, value in said.items()}
