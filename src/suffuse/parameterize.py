@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class Prediction:
             one alone is known.
     """
 
-    __slots__ = ("_eps", "_x", "_x0", "affine", "alpha", "sigma", "var")
+    __slots__ = ("_eps", "_negative", "_x", "_x0", "affine", "alpha", "sigma", "var")
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class Prediction:
         self.alpha, self.sigma, self.var = alpha, sigma, var
         self.affine: tuple[Tensor, dict[str, tuple[float, float]]] | None = None
         self._x, self._x0, self._eps = x, x0, eps
+        self._negative: Prediction | Callable[[], Prediction] | None = None
 
     @property
     def x(self) -> Tensor:
@@ -96,6 +97,19 @@ class Prediction:
         elif not isinstance(self._eps, Tensor):
             self._eps = self._eps()
         return self._eps
+
+    @property
+    def negative(self) -> Prediction | None:
+        """What the negative believes of the same x, where this is guided away from one; only `sf.guide` says so."""
+        if self._negative is not None and not isinstance(self._negative, Prediction):
+            self._negative = self._negative()
+        return self._negative
+
+    def against(self, negative: Prediction | Callable[[], Prediction]) -> Prediction:
+        """The same prediction with its negative, a Prediction or a function that asks for it."""
+        new = Prediction(self._x, self.alpha, self.sigma, x0=self._x0, eps=self._eps, var=self.var)
+        new.affine, new._negative = self.affine, negative
+        return new
 
     def _combine(self, other: Prediction, sign: float) -> Prediction:
         if not isinstance(other, Prediction):
@@ -135,7 +149,7 @@ class Prediction:
             batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == self.x.shape[0]
             return value[index] if batched else value
 
-        return Prediction(
+        taken = Prediction(
             self.x[index],
             take(self.alpha),
             take(self.sigma),
@@ -143,6 +157,7 @@ class Prediction:
             eps=(lambda: self.eps[index]) if self._eps is not None else None,
             var=take(self.var),
         )
+        return taken if self._negative is None else taken.against(lambda: cast(Prediction, self.negative).rows(index))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from suffuse import BrownianPath, Denoiser, denoiser, grids, guide, noise, oracle, run, sample, samplers, schedules
 from suffuse.nets import DiT, Label
 
-from .worlds import RULES, SCHEDULES, mixture_1d
+from .worlds import RULES, SCHEDULES, mixture_1d, world_for
 
 WORLD = oracle.Mixture(torch.ones(6), torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0)), 0.3)
 
@@ -14,9 +14,9 @@ WORLD = oracle.Mixture(torch.ones(6), torch.randn(6, 3, 4, generator=torch.Gener
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_a_sample_does_not_depend_on_its_batch_mates(rule):
     x = noise((7, 3, 4), seed=1)
-    together = sample(WORLD, x, sampler=rule, steps=12, seed=2)
+    together = sample(world_for(rule, WORLD), x, sampler=rule, steps=12, seed=2)
     for i in (0, 3, 6):
-        alone = sample(WORLD, x[i : i + 1], sampler=rule, steps=12, seed=2, first=i)
+        alone = sample(world_for(rule, WORLD), x[i : i + 1], sampler=rule, steps=12, seed=2, first=i)
         torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-5)
 
 
@@ -59,9 +59,9 @@ def test_per_frame_times_broadcast_from_the_left():
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_walking_a_run_is_running_it(rule):
     x = noise((3, 3, 4), seed=1)
-    whole = sample(WORLD, x, sampler=rule, steps=6, seed=2)
+    whole = sample(world_for(rule, WORLD), x, sampler=rule, steps=6, seed=2)
     times, last = [], None
-    for step in run(WORLD, x, sampler=rule, steps=6, seed=2):
+    for step in run(world_for(rule, WORLD), x, sampler=rule, steps=6, seed=2):
         times.append((step.t, step.s))
         last = step.x
     assert torch.equal(last, whole)

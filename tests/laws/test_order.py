@@ -9,7 +9,7 @@ import torch
 from suffuse import grids, oracle
 from suffuse.parameterize import Prediction
 
-from .worlds import DETERMINISTIC, RULES, SCHEDULES, STOCHASTIC, mixture_1d, transported
+from .worlds import DETERMINISTIC, RULES, SCHEDULES, STOCHASTIC, mixture_1d, transported, world_for
 
 
 def _slope(sizes, errors):
@@ -27,7 +27,7 @@ def _errors(rule, schedule, sizes, history, span=(-4.0, 4.0)):
         given = 5 if history else 0
         states = [x] + [transported(world, x, start, float(t)) for t in grid[1 : given + 1]]
         plan = rule.plan(schedule, grid, given=given)
-        out = plan(world, states if given else x)
+        out = plan(world_for(rule, world), states if given else x)
         errors.append((out - truth).square().mean().sqrt().item())
     return errors
 

@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from suffuse import oracle, parameterize, samplers, schedules
+from suffuse import guide, oracle, parameterize, samplers, schedules
 
 SCHEDULES = {
     "linear": schedules.Linear(),
@@ -34,6 +34,7 @@ OPTIONS = {  # the options of every rule that the laws run with; a rule that is 
         {"order": 3, "corrector": 4, "q": 1.5},
         {"order": 4, "corrector": 0},
     ],
+    "cfgpp": [{"order": 1}, {"order": 2}],
     "churn": [{"amount": 20.0}, {"amount": 20.0, "scale": 1.003}],
     "ddim": [{"eta": 0.0}, {"eta": 0.5}, {"eta": 1.0}],
     "ddpm": [{"variance": "small"}, {"variance": "large"}],
@@ -44,6 +45,8 @@ OPTIONS = {  # the options of every rule that the laws run with; a rule that is 
     "langevin": [{"corrections": 1}, {"corrections": 2, "ratio": 0.5}],
     "lms": [{"order": 2}, {"order": 4}],
     "noise_adams": [{"order": 2}, {"order": 4}],
+    "res": [{"order": 2}, {"order": 2, "c2": 0.8}, {"order": 3}, {"order": 3, "c2": 1 / 3, "c3": 0.8}],
+    "res_multistep": [{"order": 2}, {"order": 3}],
     "sa_solver": [{"order": 2}, {"order": 3, "corrector": 3, "tau": 0.5}],
     "seeds": [{"order": 1}, {"order": 2}],
     "unipc": [{"order": p, "variant": v} for p, v in ((1, "bh2"), (2, "bh1"), (2, "bh2"), (3, "bh2"))],
@@ -56,6 +59,11 @@ RULES = {
 }
 DETERMINISTIC = {name: rule for name, rule in RULES.items() if not rule.stochastic}
 STOCHASTIC = {name: rule for name, rule in RULES.items() if rule.stochastic}
+
+
+def world_for(rule, world):
+    """The world as this rule can be run on it: CFG++ wants a negative, and one that is the world makes it plain."""
+    return guide(world, world, 2.0) if rule.guided else world
 
 
 def mixture_1d(schedule):

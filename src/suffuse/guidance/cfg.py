@@ -29,7 +29,8 @@ def guide(pos: Any, neg: Any, w: float | Tensor, *, between: tuple[float, float]
         w: scale, 1 is off and costs nothing; a number, or (B,) for one a row.
         between: times where guidance acts, inclusive; t=0 is data, t=1 is noise.
     Returns:
-        A denoiser on the schedule of the two.
+        A denoiser on the schedule of the two. Its predictions also offer the negative's (`Prediction.negative`), which
+        CFG++ renoises with; outside `between`, where guidance is off, that is `pos` itself.
     Raises:
         ValueError: w is not finite; the interval is not within 0 <= low <= high <= 1; the two denoisers live on
             different schedules.
@@ -50,12 +51,15 @@ def _guided(
     x: Tensor, t: Any, to: Any, pos: Any, neg: Any, *, w: float | Tensor, between: tuple[float, float]
 ) -> Prediction:
     low, high = between
+    inside = None
     if isinstance(t, Tensor) and t.ndim:
         inside = left((t >= low) & (t <= high), x)
         w = torch.where(inside > 0, left(w, x) if isinstance(w, Tensor) else w, 1.0).to(x.dtype)
     elif not low <= float(t) <= high or (not isinstance(w, Tensor) and w == 1):
-        return call(pos, x, t, to)
+        alone = call(pos, x, t, to)
+        # a sampler may ask for the negative all the same (CFG++): then, and only then, it is evaluated
+        return alone.against(lambda: call(neg, x, t, to)) if low <= float(t) <= high else alone.against(alone)
     elif isinstance(w, Tensor):
         w = left(w, x)
     yes, no = together([pos, neg], x, t, to)
-    return no + (yes - no) * w
+    return (no + (yes - no) * w).against(no if inside is None else lambda: yes + (no - yes) * inside)

@@ -2,9 +2,11 @@
 
 from suffuse.samplers.adams import adams, deis, lms, noise_adams, plms, sa_solver
 from suffuse.samplers.ancestral import consistency, ddim, ddpm
+from suffuse.samplers.cfgpp import cfgpp
 from suffuse.samplers.exponential import dpmpp, dpmpp_2s, dpmpp_multistep_sde, dpmpp_sde
-from suffuse.samplers.inversion import bdia
+from suffuse.samplers.inversion import bdia, edict
 from suffuse.samplers.plan import Plan, PlanError
+from suffuse.samplers.res import res, res_multistep
 from suffuse.samplers.rule import Rule, sampler
 from suffuse.samplers.run import default, plan_for, run, sample
 from suffuse.samplers.singlestep import dpm_solver, seeds
@@ -20,6 +22,7 @@ __all__ = [
     "RunStep",
     "adams",
     "bdia",
+    "cfgpp",
     "churn",
     "combine",
     "consistency",
@@ -32,6 +35,7 @@ __all__ = [
     "dpmpp_2s",
     "dpmpp_multistep_sde",
     "dpmpp_sde",
+    "edict",
     "euler_maruyama",
     "heun",
     "kutta3",
@@ -41,6 +45,8 @@ __all__ = [
     "noise_adams",
     "plan_for",
     "plms",
+    "res",
+    "res_multistep",
     "rk4",
     "rules",
     "run",

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from suffuse.denoise import fresh
-from suffuse.samplers.symbols import Symbol, Term
+from suffuse.samplers.symbols import NEGATIVE, PREDICTED, Symbol, Term
 from suffuse.samplers.walk import RunStep, Walk
 from suffuse.schedules import Schedule
 
@@ -34,7 +34,8 @@ class Row:
     """One state of a plan: where it is in noise, what it is made of, and the grid interval it belongs to.
 
     `terms` is None for a state that is given. `main` marks the state at the end of its interval. `inflated` is
-    (i, carry, add) where the rule declares excess variance: e_row = carry e_i + add.
+    (i, carry, add) where the rule declares excess variance: e_row = carry e_i + add. `partner` marks the second state
+    that a coupled sampler carries along, just before the main one.
     """
 
     t: float
@@ -44,6 +45,7 @@ class Row:
     main: bool
     terms: dict[Term, float] | None = None
     inflated: tuple[int, float, float] | None = None
+    partner: bool = False
 
 
 class Plan:
@@ -61,6 +63,7 @@ class Plan:
     Attributes:
         evaluated: the states at which the network is called, in order.
         draws, stochastic: the noises that are used, and whether there are any.
+        guided: whether the negative of a guided denoiser is asked for (CFG++).
         program, uses: for the executor: each row's terms and which of them die with it; uses of x0 and eps by state.
         defect: how far the rows are from the law, at most: weight on clean data, and variance.
     Raises:
@@ -86,14 +89,15 @@ class Plan:
         self.rows = _prune(rows)
         self._rebuild, self.noises = rebuild, tuple(noises)
         used = [term for row in self.rows for term in row.terms or ()]
-        self.evaluated = tuple(sorted({i for kind, i in used if kind in ("x0", "eps")}))
+        self.evaluated = tuple(sorted({i for kind, i in used if kind in PREDICTED}))
         self.draws = tuple(sorted({i for kind, i in used if kind == "z"}))
         self.stochastic = bool(self.draws)
+        self.guided = any(kind in NEGATIVE for kind, _ in used)
         self.defect = self._check(consistent)
         self.program = self._schedule_terms()
-        self.uses: dict[int, dict[str, int]] = {i: {} for i in self.evaluated}  # how many rows use x0 and eps
+        self.uses: dict[int, dict[str, int]] = {i: {} for i in self.evaluated}  # how many rows use x0, eps, ...
         for kind, i in used:
-            if kind in ("x0", "eps"):
+            if kind in PREDICTED:
                 self.uses[i][kind] = self.uses[i].get(kind, 0) + 1
 
     # What the table says
@@ -125,7 +129,7 @@ class Plan:
                 if kind == "x":
                     point[k] += c * point[i]
                     noise[k] += c * noise[i]
-                elif kind == "x0":
+                elif kind in ("x0", "x0_neg"):
                     point[k] += c
                 elif kind == "z":
                     noise[k, draws[i]] += c
@@ -161,7 +165,8 @@ class Plan:
     def expand(self) -> tuple[np.ndarray, np.ndarray, list[Term]]:
         """The canonical form: every evaluated state and the last one in terms of the given states, x0_j and z.
 
-        eps_j = (x_j - alpha_j x0_j)/sigma_j is used to remove eps.
+        eps_j = (x_j - alpha_j x0_j)/sigma_j is used to remove eps, and likewise the negative's eps, whose x0 then
+        stays beside the guided one: the two are different quantities.
 
         Returns:
             (times, C, terms): times of those states, and their coefficients C (states, terms).
@@ -170,6 +175,7 @@ class Plan:
         shown = [*asked, len(self.rows) - 1]
         terms: list[Term] = [("x", i) for i in range(self.given + 1)]
         terms += [("x0", i) for i in asked] + [("z", i) for i in self.draws]
+        terms += [("x0_neg", i) for i in asked if self.guided]
         column = {term: n for n, term in enumerate(terms)}
         full = np.zeros((len(self.rows), len(terms)))
         for k, row in enumerate(self.rows):
@@ -179,9 +185,9 @@ class Plan:
             for (kind, i), c in row.terms.items():
                 if kind == "x":
                     full[k] += c * full[i]
-                elif kind == "eps":
+                elif kind in ("eps", "eps_neg"):
                     full[k] += c / self.rows[i].sigma * full[i]
-                    full[k, column["x0", i]] -= c * self.rows[i].alpha / self.rows[i].sigma
+                    full[k, column[kind.replace("eps", "x0"), i]] -= c * self.rows[i].alpha / self.rows[i].sigma
                 else:
                     full[k, column[kind, i]] += c
         return np.array([self.rows[k].t for k in shown]), full[shown], terms
@@ -190,8 +196,10 @@ class Plan:
         """Equal tables: the same states asked, and the same combinations modulo x = alpha x0 + sigma eps."""
         if not isinstance(other, Plan):
             return NotImplemented
-        (t, c, _), (u, d, _) = self.expand(), other.expand()
-        return c.shape == d.shape and bool(np.allclose(t, u, atol=1e-12) and np.allclose(c, d, rtol=1e-9, atol=1e-10))
+        (t, c, of), (u, d, by) = self.expand(), other.expand()
+        if [kind for kind, _ in of] != [kind for kind, _ in by] or c.shape != d.shape:
+            return False
+        return bool(np.allclose(t, u, atol=1e-12) and np.allclose(c, d, rtol=1e-9, atol=1e-10))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -217,7 +225,7 @@ class Plan:
                 last[term] = k
         # a state must also live until it is evaluated
         for i in self.evaluated:
-            asks = (k for k, row in enumerate(self.rows) if {("x0", i), ("eps", i)} & (row.terms or {}).keys())
+            asks = (k for k, row in enumerate(self.rows) if {(p, i) for p in PREDICTED} & (row.terms or {}).keys())
             last["x", i] = max(last.get(("x", i), 0), next(asks))
         program = []
         for k, row in enumerate(self.rows):
@@ -232,7 +240,7 @@ class Plan:
         Args:
             denoiser: (x, t) -> Prediction on this plan's schedule.
             x: the state at grid[0], (B, ...), already at that noise level; a list of states for a plan with
-                given history.
+                given history or a partner.
             path: where noise comes from: `sf.BrownianPath(x.shape, seed)`. Needed by stochastic plans.
         Raises:
             ValueError: the plan is stochastic and there is no path; the denoiser lives on another schedule.
@@ -254,7 +262,7 @@ class Plan:
             k += 1
             if not row.main:
                 continue
-            walk.current = k - 1
+            walk.current, walk.partner = k - 1, k - 2 if plan.rows[k - 2].partner else None
             step = RunStep(row.step + offset, self.steps, plan.grid[row.step], row.t, walk)
             yield step
             if step.jump is not None:
@@ -279,7 +287,7 @@ def _prune(rows: Sequence[Row]) -> tuple[Row, ...]:
     terms = [None if r.terms is None else {term: c for term, c in r.terms.items() if c != 0} for r in rows]
     keep: set[int] = set()
     for k in range(len(rows) - 1, -1, -1):
-        if rows[k].main or terms[k] is None or k in keep:
+        if rows[k].main or rows[k].partner or terms[k] is None or k in keep:
             keep |= {k} | {i for kind, i in terms[k] or () if kind != "z"}
     new = {old: n for n, old in enumerate(sorted(keep))}
     made = []

@@ -12,6 +12,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,8 @@ from suffuse.samplers.symbols import Symbol
 from suffuse.schedules import Schedule
 
 __all__ = ["Point", "Rule", "Step", "sampler"]
+
+Made = Symbol | tuple[Symbol, Symbol]
 
 
 class Level:
@@ -71,6 +74,18 @@ class Point(Level):
         """The noise predicted there."""
         return Symbol({("eps", self.index): 1.0})
 
+    @property
+    def negative(self) -> Negative:
+        """What `neg` of `sf.guide(pos, neg, w)` predicts there; only guided denoisers can run such a plan."""
+        return Negative(self.index)
+
+
+class Negative:
+    """What the negative of a guided denoiser predicts at a state: x0 and eps, of the same call."""
+
+    def __init__(self, index: int) -> None:
+        self.x0, self.eps = Symbol({("x0_neg", index): 1.0}), Symbol({("eps_neg", index): 1.0})
+
 
 class Step:
     """What a rule sees: the point `a` it goes from, the level `b` it goes to, history, noise, and its place k of n."""
@@ -79,6 +94,11 @@ class Step:
         self._build = build
         self.a, self.b, self.k, self.n = build.a, Level(build.schedule, t), k, len(build.times) - 1
         self.inflated: tuple[int, float, float] | None = None
+
+    @property
+    def partner(self) -> Point:
+        """The second state at `a`, of a rule that returns two (x_b, its partner); where it has none yet, `a` itself."""
+        return self._build.partner or self.a
 
     def past(self, j: int) -> Point | None:
         """The point that the j-th step before this one started from, or None."""
@@ -133,8 +153,13 @@ class Step:
 
     @property
     def posterior_std(self) -> float:
-        """Standard deviation of q(x_b | x_a, x0): sigma_b sqrt(1 - (alpha_a sigma_b / (alpha_b sigma_a))^2)."""
+        """Standard deviation of q(x_b | x_a, x0): sigma_b sqrt(1 - (alpha_a sigma_b / (alpha_b sigma_a))^2).
+
+        Towards more noise (inversion) it is 0: nothing is drawn there.
+        """
         a, b = self.a, self.b
+        if b.t > a.t:
+            return 0.0
         return b.sigma * math.sqrt(max(0.0, 1 - (a.alpha * b.sigma / (b.alpha * a.sigma)) ** 2))
 
 
@@ -146,14 +171,25 @@ class _Build:
         self.schedule, self.times = schedule, times
         self.rows = [Row(times[0], level.alpha, level.sigma, 0, True)]
         self.a = Point(schedule, times[0], 0)
+        self.partner: Point | None = None
         self.past: list[Point] = []
         self.noises: list[tuple[float, float]] = []
         self.first_noise = 0
 
-    def go(self, k: int, terms: dict[Any, float] | None, inflated: tuple[int, float, float] | None) -> None:
-        """Take the state at times[k + 1]."""
+    def go(
+        self,
+        k: int,
+        terms: dict[Any, float] | None,
+        inflated: tuple[int, float, float] | None,
+        partner: dict[Any, float] | None = None,
+    ) -> None:
+        """Take the state at times[k + 1], and the partner beside it."""
         t = self.times[k + 1]
         level = Level(self.schedule, t)
+        self.partner = None
+        if partner is not None:
+            self.rows.append(Row(t, level.alpha, level.sigma, k, False, partner, partner=True))
+            self.partner = Point(self.schedule, t, len(self.rows) - 1)
         self.rows.append(Row(t, level.alpha, level.sigma, k, True, terms, inflated))
         self.past.append(self.a)
         self.a = Point(self.schedule, t, len(self.rows) - 1)
@@ -175,7 +211,7 @@ class Rule:
         name, order, cold_order, stages: `order` with exact history, `cold_order` without any, calls a step.
     """
 
-    def __init__(self, fn: Callable[..., Symbol], options: dict[str, Any], declared: dict[str, Any]) -> None:
+    def __init__(self, fn: Callable[..., Made], options: dict[str, Any], declared: dict[str, Any]) -> None:
         self.fn, self.options, self._declared = fn, options, declared
         self.name = fn.__name__
         self.__doc__ = fn.__doc__
@@ -221,6 +257,13 @@ class Rule:
         return self.plan(Linear(), [0.9, 0.6, 0.3]).stochastic
 
     @property
+    def guided(self) -> bool:
+        """Whether it asks for the negative, so that only `sf.guide(pos, neg, w)` can run it."""
+        from suffuse.schedules import Linear
+
+        return self.plan(Linear(), [0.9, 0.6, 0.3]).guided
+
+    @property
     def law(self) -> str:
         """What its rows obey for data that is one point: "exact", or "consistent" in the limit of small steps."""
         return self._declared["law"]
@@ -231,7 +274,13 @@ class Rule:
         return (self.__doc__ or "").strip().splitlines()[-1].strip().rstrip(".")
 
     def plan(
-        self, schedule: Schedule, grid: Sequence[float] | Tensor, *, given: int = 0, backward: bool = False
+        self,
+        schedule: Schedule,
+        grid: Sequence[float] | Tensor,
+        *,
+        given: int = 0,
+        partner: bool = False,
+        backward: bool = False,
     ) -> Plan:
         """The table of this sampler on a grid.
 
@@ -240,11 +289,14 @@ class Rule:
             grid: falling times in [0, 1].
             given: how many grid points after the first are given states with their own predictions (exact history),
                 instead of being stepped to.
+            partner: start from two states at the first time, [x, partner], instead of one (EDICT).
             backward: run from data to noise instead, on a rising grid (inversion).
         Raises:
             ValueError: fewer than two times, a time out of [0, 1], times that do not fall (or, backward, rise).
             PlanError: the rule breaks its law.
         """
+        if partner and given:
+            raise ValueError(f"a plan starts from a partner or from given={given} later states, not from both")
         times = [float(t) for t in (grid.tolist() if isinstance(grid, Tensor) else grid)]
         if len(times) < 2:
             raise ValueError(f"a grid needs at least two times (one step), got {len(times)}")
@@ -255,6 +307,9 @@ class Rule:
             if not backward and (b == a or (b > a and not rises)):
                 raise ValueError(f"the grid must fall from noise (t=1) to data (t=0), but {b:g} follows {a:g}")
         build = _Build(schedule, times)
+        if partner:
+            build.rows.append(replace(build.rows[0], main=False, partner=True))
+            build.partner = Point(schedule, times[0], 1)
         for k, t in enumerate(times[1:]):
             if t > build.a.t and not backward:
                 build.rise(k)
@@ -262,13 +317,15 @@ class Rule:
                 build.go(k, None, None)
             else:
                 step = Step(build, t, k)
-                build.go(k, self.fn(step, **self.options).terms, step.inflated)
+                made = self.fn(step, **self.options)
+                x, other = made if isinstance(made, tuple) else (made, None)
+                build.go(k, x.terms, step.inflated, None if other is None else other.terms)
         return Plan(
             repr(self),
             schedule,
             times,
             build.rows,
-            given=given,
+            given=given + partner,
             noises=build.noises,
             consistent=self._declared["law"] == "consistent",
             order=self.order,
@@ -283,8 +340,8 @@ def sampler(
     cold_order: float | Callable[..., float] | None = None,
     stages: int | Callable[..., int] = 1,
     law: str = "exact",
-) -> Callable[[Callable[..., Symbol]], Rule]:
-    """Make a rule of a function `(step, **options) -> Symbol`.
+) -> Callable[[Callable[..., Made]], Rule]:
+    """Make a rule of a function `(step, **options) -> Symbol`, or of one that returns two: x_b and its partner.
 
     Args:
         order, cold_order, stages: numbers, or functions of the options.
@@ -294,7 +351,7 @@ def sampler(
     if cold_order is not None:
         declared["cold_order"] = cold_order
 
-    def make(fn: Callable[..., Symbol]) -> Rule:
+    def make(fn: Callable[..., Made]) -> Rule:
         parameters = list(inspect.signature(fn).parameters.values())[1:]
         return Rule(fn, {p.name: p.default for p in parameters}, declared)
 

@@ -8,10 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Symbol", "Term"]
+__all__ = ["NEGATIVE", "PREDICTED", "Symbol", "Term"]
 
 Term = tuple[str, int]
-"""("x", i) state i; ("x0", i) and ("eps", i) the prediction at state i; ("z", k) the noise of step k."""
+"""("x", i) state i; ("x0", i) and ("eps", i) the prediction at state i, ("x0_neg", i) and ("eps_neg", i) that of the
+negative it is guided away from; ("z", k) the noise of step k."""
+
+NEGATIVE = ("x0_neg", "eps_neg")
+PREDICTED = ("x0", "eps", *NEGATIVE)
+"""The kinds of term that cost the call of their state."""
 
 
 class Symbol:

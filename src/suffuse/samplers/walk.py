@@ -10,7 +10,7 @@ from torch import Tensor
 
 from suffuse.denoise import call
 from suffuse.parameterize import Prediction
-from suffuse.samplers.symbols import Term
+from suffuse.samplers.symbols import NEGATIVE, Term
 
 if TYPE_CHECKING:
     from suffuse.samplers.plan import Plan
@@ -35,6 +35,7 @@ class Walk:
         self.sums: dict[Term, list[tuple[float, Tensor]]] = {}  # values not computed yet: sums to fold into a row
         self.prediction: Prediction | None = None
         self.current = len(states) - 1
+        self.partner: int | None = None
 
     def restart(self, state: Tensor) -> None:
         self.values, self.sums = {("x", 0): state}, {}
@@ -75,11 +76,16 @@ class Walk:
             raise TypeError(f"a denoiser must return a Prediction, got {type(p).__name__}")
         self.prediction = p
         for name, uses in plan.uses[i].items():
-            if p.affine is None:
-                self.values[name, i] = p.x0 if name == "x0" else p.eps
+            of, quantity = (p.negative, name[: -len("_neg")]) if name in NEGATIVE else (p, name)
+            if of is None:
+                raise ValueError(
+                    f"{plan.name} renoises with the negative's eps: hand it sf.guide(pos, neg, w), nothing around it"
+                )
+            if of.affine is None:
+                self.values[name, i] = of.x0 if quantity == "x0" else of.eps
                 continue
-            output, shares = p.affine
-            on_x, on_output = shares[name]
+            output, shares = of.affine
+            on_x, on_output = shares[quantity]
             if on_x == 0:
                 self.sums[name, i] = [(on_output, output)]
             elif uses == 1:
@@ -110,6 +116,7 @@ class RunStep:
         self.k, self.n, self.t, self.s, self._walk = k, n, t, s, walk
         self._key: Term = ("x", walk.current)
         self._x, self._prediction = walk.values[self._key], walk.prediction
+        self._partner = None if walk.partner is None else walk.values["x", walk.partner]
         self.jump: int | None = None
 
     @property
@@ -126,6 +133,11 @@ class RunStep:
         self._walk.values[self._key] = self._x = value
 
     @property
+    def partner(self) -> Tensor | None:
+        """The second state at time s, of a sampler that carries two (EDICT)."""
+        return self._partner
+
+    @property
     def prediction(self) -> Prediction:
         """What the denoiser last believed."""
         assert self._prediction is not None
@@ -136,6 +148,7 @@ class RunStep:
         walk = self._walk
         walk.take(index)
         self._x, self._prediction = walk.values[self._key], self.prediction.rows(index)
+        self._partner = None if walk.partner is None else walk.values["x", walk.partner]
         if walk.path is not None:
             walk.path.resize(len(self._x))
 
