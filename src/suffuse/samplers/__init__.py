@@ -1,6 +1,7 @@
 """Samplers: rules that a grid turns into plans, and the loop that runs them."""
 
 from suffuse.samplers.adams import adams, deis, lms, noise_adams, plms, sa_solver
+from suffuse.samplers.adaptive import adaptive
 from suffuse.samplers.ancestral import consistency, ddim, ddpm
 from suffuse.samplers.cfgpp import cfgpp
 from suffuse.samplers.exponential import dpmpp, dpmpp_2s, dpmpp_multistep_sde, dpmpp_sde
@@ -21,6 +22,7 @@ __all__ = [
     "Rule",
     "RunStep",
     "adams",
+    "adaptive",
     "bdia",
     "cfgpp",
     "churn",

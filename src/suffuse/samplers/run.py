@@ -12,7 +12,6 @@ from suffuse import grids
 from suffuse.denoise import check_range, evaluating, networks
 from suffuse.random import BrownianPath
 from suffuse.samplers.exponential import dpmpp
-from suffuse.samplers.plan import Plan
 from suffuse.samplers.rule import Rule
 from suffuse.samplers.walk import RunStep
 from suffuse.schedules import Schedule
@@ -30,23 +29,35 @@ def default(schedule: Schedule, steps: int) -> tuple[Rule, Callable[..., Tensor]
 def plan_for(
     schedule: Schedule,
     *,
-    sampler: Rule | Plan | None = None,
+    sampler: Any = None,
     steps: int | None = None,
     nfe: int | None = None,
     grid: Grid | None = None,
     start: float = 1.0,
-) -> Plan:
-    """The plan that `sample` would run with these arguments, to look at before paying for it.
+) -> Any:
+    """What `sample` would run with these arguments, to look at before paying for it: a `Plan` for every rule.
+
+    A sampler is anything with `.run(denoiser, x, path)` (which knows its own times: a `Plan`, or `adaptive()`), or with
+    `.plan(schedule, grid)` that makes such a thing of a grid (a rule).
 
     Raises:
-        ValueError: neither or both of `steps` and `nfe` (and no grid of times); a budget too small for one step.
+        ValueError: neither or both of `steps` and `nfe` (and no grid of times); a budget too small for one step; a
+            budget for a sampler that knows its own times.
+        TypeError: neither `.run` nor `.plan`.
     """
-    if isinstance(sampler, Plan):
+    if hasattr(sampler, "run"):
+        own = "its own grid" if hasattr(sampler, "grid") else "its own steps"
         if steps is not None or nfe is not None or grid is not None:
-            raise ValueError("a Plan has its own grid: leave out steps, nfe and grid")
-        if start < 1.0 and abs(start - sampler.grid[0]) > 1e-9:
-            raise ValueError(f"this Plan begins at t={sampler.grid[0]:g}, start asks for t={start:g}")
-        return sampler
+            raise ValueError(f"a {type(sampler).__name__} has {own}: leave out steps, nfe and grid")
+        if start < 1.0 and hasattr(sampler, "grid") and abs(start - sampler.grid[0]) > 1e-9:
+            raise ValueError(
+                f"this {type(sampler).__name__} begins at t={sampler.grid[0]:g}, start asks for t={start:g}"
+            )
+        return sampler.between(start, 0.0) if start < 1.0 and hasattr(sampler, "between") else sampler
+    if sampler is not None and not hasattr(sampler, "plan"):
+        raise TypeError(
+            f"a sampler has .run(denoiser, x, path) or .plan(schedule, grid), {sampler!r} has neither: was it called?"
+        )
     times = None if grid is None or callable(grid) else torch.as_tensor(grid, dtype=torch.float64)
     if times is not None:
         if steps is not None or nfe is not None:
@@ -57,7 +68,7 @@ def plan_for(
     if (steps is None) == (nfe is None):
         raise ValueError("say how long: steps=20 counts grid intervals, nfe=20 network evaluations (one of the two)")
 
-    def build(n: int) -> Plan:
+    def build(n: int) -> Any:
         rule, spacing = default(schedule, n)
         spacing = spacing if grid is None else grid
         made = spacing(schedule, n) if start == 1.0 else spacing(schedule, n, start=start)  # type: ignore[operator]
@@ -99,9 +110,8 @@ def run(
     time = 1.0 if start is None else float(start[1])
     if not 0 < time <= 1:
         raise ValueError(f"start=(x0, t) needs a time in (0, 1], got {time:g}")
-    if isinstance(sampler, Rule) or sampler is None or isinstance(sampler, Plan):
-        sampler = plan_for(schedule, sampler=sampler, steps=steps, nfe=nfe, grid=grid, start=time)
-        time = sampler.grid[0]
+    sampler = plan_for(schedule, sampler=sampler, steps=steps, nfe=nfe, grid=grid, start=time)
+    time = sampler.grid[0] if hasattr(sampler, "grid") else time
     alpha, sigma = schedule(time)
     if start is None:
         x = noise * (alpha * alpha + sigma * sigma) ** 0.5  # what data of unit variance would be there
@@ -111,6 +121,11 @@ def run(
         check_range(start[0], "start")
         x = alpha * start[0] + sigma * noise
     path = None if seed is None else BrownianPath(x.shape, seed, first=first, device=x.device, dtype=x.dtype)
+    yield from walked(sampler, denoiser, x, path, grad)
+
+
+def walked(sampler: Any, denoiser: Any, x: Any, path: Any, grad: bool) -> Iterator[RunStep]:
+    """The steps of `sampler.run`, each taken with the networks in eval mode, and without gradients unless asked."""
     walk = sampler.run if grad else torch.no_grad()(sampler.run)
     steps_of, modules = walk(denoiser, x, path), [m for net in networks(denoiser) for m in net.modules()]
     while True:
@@ -140,7 +155,8 @@ def sample(
         denoiser: (x, t) -> Prediction with a `.schedule`.
         noise: (B, ...) standard normal: `sf.noise(shape, seed)`. It starts at the noise level of the grid's first
             time, scaled as unit-variance data would be there.
-        sampler: a rule such as `sf.samplers.dpmpp(order=3)`, a `Plan`, or None for the default of this budget.
+        sampler: a rule such as `sf.samplers.dpmpp(order=3)`, a `Plan`, a sampler that chooses its own steps such as
+            `sf.samplers.adaptive()` (leave out steps, nfe and grid), or None for the default of this budget.
         steps: grid intervals; or
         nfe: network evaluations, at most.
         grid: a function (schedule, steps) -> times such as `sf.grids.karras`, or the falling times themselves.

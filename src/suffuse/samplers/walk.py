@@ -13,6 +13,7 @@ from suffuse.parameterize import Prediction
 from suffuse.samplers.symbols import NEGATIVE, Term
 
 if TYPE_CHECKING:
+    from suffuse.samplers.flow import Loop
     from suffuse.samplers.plan import Plan
 
 __all__ = ["RunStep", "Walk", "combine"]
@@ -34,7 +35,7 @@ class Walk:
         self.values: dict[Term, Tensor] = {("x", i): s for i, s in enumerate(states)}
         self.sums: dict[Term, list[tuple[float, Tensor]]] = {}  # values not computed yet: sums to fold into a row
         self.prediction: Prediction | None = None
-        self.current = len(states) - 1
+        self.current, self.nfe = len(states) - 1, 0
         self.partner: int | None = None
 
     def restart(self, state: Tensor) -> None:
@@ -71,6 +72,7 @@ class Walk:
             self.values[term] = self._draw(plan, i)
             return
         x = self.values["x", i]
+        self.nfe += 1
         p = call(self.denoiser, x, plan.rows[i].t, to)
         if not isinstance(p, Prediction):
             raise TypeError(f"a denoiser must return a Prediction, got {type(p).__name__}")
@@ -110,10 +112,12 @@ class RunStep:
 
     `.x` may be set; `.take(index)` keeps or repeats rows of the batch, history and conditions included;
     `.goto(k)` sends the run on from grid point k (the caller has set `.x` to a state at that noise level).
+    `.nfe` is how many calls the run has made so far; `.n` is None where the number of steps is not known beforehand.
     """
 
-    def __init__(self, k: int, n: int, t: float, s: float, walk: Walk) -> None:
+    def __init__(self, k: int, n: int | None, t: float, s: float, walk: Walk | Loop) -> None:
         self.k, self.n, self.t, self.s, self._walk = k, n, t, s, walk
+        self.nfe = walk.nfe
         self._key: Term = ("x", walk.current)
         self._x, self._prediction = walk.values[self._key], walk.prediction
         self._partner = None if walk.partner is None else walk.values["x", walk.partner]
