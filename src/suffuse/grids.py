@@ -1,18 +1,37 @@
 """Time grids: functions that return the falling times t_0 > ... > t_n of n steps, in float64.
 
 Each takes (schedule, steps) first, so it can be handed to `sample(grid=...)` as it is; any falling tensor will do too.
+`restart` and `time_travel` make grids that rise, for `sampler.rising()`, of ones that fall.
+
+A resolution shift needs no grid of its own: `model.on(schedule.shift(3.0))` with any of these asks the model at the
+shifted times (Esser et al. 2024, eq. 23).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from suffuse.schedules import Discrete, Schedule, Shifted
 
-__all__ = ["karras", "leading", "linspace", "logsnr", "trailing", "uniform"]
+__all__ = [
+    "beta",
+    "cosine",
+    "indices",
+    "karras",
+    "leading",
+    "linspace",
+    "logsnr",
+    "quadratic",
+    "restart",
+    "time_travel",
+    "trailing",
+    "uniform",
+]
 
 
 def _check(steps: int, start: float, end: float) -> None:
@@ -24,9 +43,29 @@ def _check(steps: int, start: float, end: float) -> None:
 
 def _times(values: list[float]) -> Tensor:
     grid = torch.tensor(values, dtype=torch.float64)
-    if not bool((grid[1:] < grid[:-1]).all()):
-        raise ValueError(f"the grid repeats or rises: {[round(v, 6) for v in values]}; ask for fewer steps")
+    for k, (a, b) in enumerate(itertools.pairwise(grid.tolist())):
+        if not b < a:
+            raise ValueError(
+                f"the grid repeats or rises: step {k + 1} of {len(grid) - 1} is from {a:g} to {b:g}; take fewer steps"
+            )
     return grid
+
+
+def _table(schedule: Schedule) -> Discrete | None:
+    """The table a schedule was trained on, if it was."""
+    while isinstance(schedule, Shifted):
+        schedule = schedule.base
+    return schedule if isinstance(schedule, Discrete) else None
+
+
+def _spread(schedule: Schedule, steps: int, start: float, end: float, place: Callable[..., float]) -> Tensor:
+    """place(share, start, end) at k/n, falling; on a table down to its first index, with one jump from there."""
+    _check(steps, start, end)
+    table = _table(schedule)
+    first = 0.0 if table is None else 1 / table.steps
+    if end < first < start and steps > 1:
+        return _times([start, *[place(k / (steps - 1), start, first) for k in range(1, steps - 1)], first, end])
+    return _times([start, *[place(k / steps, start, end) for k in range(1, steps)], end])
 
 
 def uniform(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 0.0) -> Tensor:
@@ -35,12 +74,50 @@ def uniform(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 
     return _times([start + (end - start) * k / steps for k in range(steps)] + [end])
 
 
+def quadratic(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 0.0) -> Tensor:
+    """sqrt(t) uniform: steps shrink towards the data.   Song et al. 2021 (DDIM)."""
+
+    def place(share: float, a: float, b: float) -> float:
+        return (math.sqrt(a) + share * (math.sqrt(b) - math.sqrt(a))) ** 2
+
+    return _spread(schedule, steps, start, end, place)
+
+
+def cosine(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 0.0) -> Tensor:
+    """t = end + (start - end) cos(pi k / 2n): small steps where the noise is, as flows for speech take them.
+
+    Du et al. 2024 (CosyVoice); the sway sampling of Chen et al. 2024 (F5-TTS) at coefficient -1.
+    """
+    return _spread(schedule, steps, start, end, lambda share, a, b: b + (a - b) * math.cos(math.pi / 2 * share))
+
+
+def beta(
+    schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 0.0, a: float = 0.6, b: float = 0.6
+) -> Tensor:
+    """t = end + (start - end) q(1 - k/n), q the quantiles of the Beta(a, b) distribution: small steps at both ends.
+
+    Args:
+        a, b: of the distribution, positive; below 1 the steps shrink at the data (a) and at the noise (b), 1 and 1 is
+            `uniform`.
+    Raises:
+        ModuleNotFoundError: scipy is not installed.
+    Lee et al. 2024 (Beta sampling is all you need).
+    """
+    from scipy.special import betaincinv
+
+    if not (a > 0 and b > 0 and math.isfinite(a) and math.isfinite(b)):
+        raise ValueError(f"a and b of the beta distribution must be positive numbers, got {a:g} and {b:g}")
+
+    def place(share: float, high: float, low: float) -> float:
+        return low + (high - low) * float(betaincinv(a, b, 1 - share))
+
+    return _spread(schedule, steps, start, end, place)
+
+
 def _finest(schedule: Schedule) -> float:
     """The highest logsnr a network of this schedule was trained at: that of index 0, for a table."""
-    table = schedule
-    while isinstance(table, Shifted):
-        table = table.base
-    return schedule.logsnr(1 / table.steps) if isinstance(table, Discrete) else math.inf
+    table = _table(schedule)
+    return math.inf if table is None else schedule.logsnr(1 / table.steps)
 
 
 def logsnr(
@@ -77,7 +154,7 @@ def karras(
 ) -> Tensor:
     """s = sigma/alpha with s^(1/rho) uniform from s(start) (at most `sigma_max`) to `sigma_min`, then `end`.
 
-    Karras et al. 2022, eq. 5.
+    Karras et al. 2022, eq. 5; the defaults are EDM's rho and bounds.
     """
     _check(steps, start, end)
     high = min(math.exp(-schedule.logsnr(start) / 2) if schedule.logsnr(start) > -60 else math.inf, sigma_max)
@@ -92,7 +169,7 @@ def karras(
     return _times([start, *values, end])
 
 
-def _indices(T: int, indices: list[int], start: float, end: float) -> Tensor:
+def _at(T: int, indices: Sequence[int], start: float, end: float) -> Tensor:
     """Times of falling indices; from a later start, the part of the grid below it."""
     times = [(i + 1) / T for i in indices]
     if start < 1:
@@ -108,6 +185,26 @@ def _discrete(schedule: Schedule, steps: int) -> int:
     return schedule.steps
 
 
+def indices(schedule: Schedule, indices: Sequence[int] | Tensor, *, start: float = 1.0, end: float = 0.0) -> Tensor:
+    """The times t = (i + 1)/T of these falling indices of a table of T, such as diffusers' timesteps, then `end`.
+
+    Args:
+        indices: whole numbers in 0..T - 1, falling.
+        start: below 1, only indices below it are visited, from there.
+    Raises:
+        ValueError: an index that is not in the table, or that does not fall.
+    """
+    given = [float(i) for i in (indices.tolist() if isinstance(indices, Tensor) else indices)]
+    T = _discrete(schedule, 1)
+    for i in given:
+        if i != int(i) or not 0 <= i < T:
+            raise ValueError(f"an index of this table is a whole number in 0..{T - 1}, got {i:g}")
+    for a, b in itertools.pairwise(given):
+        if not b < a:
+            raise ValueError(f"indices must fall from noise ({T - 1}) to data (0), but {b:g} follows {a:g}")
+    return _at(T, [int(i) for i in given], start, end)
+
+
 def leading(schedule: Schedule, steps: int, *, offset: int = 0, start: float = 1.0, end: float = 0.0) -> Tensor:
     """Indices k (T // n) + offset, falling: what DDIM and Stable Diffusion (offset 1) used.
 
@@ -116,17 +213,80 @@ def leading(schedule: Schedule, steps: int, *, offset: int = 0, start: float = 1
     Lin et al. 2024, table 2.
     """
     T = _discrete(schedule, steps)
-    return _indices(T, [k * (T // steps) + offset for k in range(steps)][::-1], start, end)
+    return _at(T, [k * (T // steps) + offset for k in range(steps)][::-1], start, end)
 
 
 def linspace(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 0.0) -> Tensor:
     """Indices 0 to T - 1 in n equal parts, rounded, falling.   Lin et al. 2024, table 2."""
     T = _discrete(schedule, steps)
     indices = [round((T - 1) * k / (steps - 1)) for k in range(steps)][::-1] if steps > 1 else [T - 1]
-    return _indices(T, indices, start, end)
+    return _at(T, indices, start, end)
 
 
 def trailing(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 0.0) -> Tensor:
     """Indices T - 1, T - 1 - T/n, ..., rounded: begins at pure noise.   Lin et al. 2024, table 2."""
     T = _discrete(schedule, steps)
-    return _indices(T, [round(T - T / steps * k) - 1 for k in range(steps)], start, end)
+    return _at(T, [round(T - T / steps * k) - 1 for k in range(steps)], start, end)
+
+
+def _falling(name: str, base: Sequence[float] | Tensor) -> list[float]:
+    times = [float(t) for t in (base.tolist() if isinstance(base, Tensor) else base)]
+    for a, b in itertools.pairwise(times):
+        if not b < a:
+            raise ValueError(f"{name} repeats parts of a grid that falls, but in this one {b:g} follows {a:g}")
+    return times
+
+
+def restart(
+    base: Sequence[float] | Tensor,
+    *,
+    between: tuple[float, float],
+    times: int = 1,
+    down: Sequence[float] | Tensor | None = None,
+) -> Tensor:
+    """The grid `base`, and each time it has come to `low` back up to `high` and down again; for `sampler.rising()`.
+
+    Args:
+        base: falling times, e.g. `grids.karras(schedule, 18)`.
+        between: (low, high), times within the grid; they need not be on it.
+        times: how often, 0 or more.
+        down: the times of each way down, from high to low; by default those of `base`.
+    Raises:
+        ValueError: base does not fall; an interval that is not within it; a way down that does not fit.
+    Xu et al. 2023 (Restart).
+    """
+    grid, (low, high) = _falling("restart", base), between
+    if not grid[-1] <= low < high <= grid[0]:
+        raise ValueError(
+            f"between=(low, high) must lie within the grid, {grid[-1]:g} <= low < high <= {grid[0]:g}, got {between}"
+        )
+    if isinstance(times, bool) or int(times) != times or times < 0:
+        raise ValueError(f"times must be a whole number of at least 0, got {times}")
+    way = [high, *[t for t in grid if low < t < high], low] if down is None else _falling("restart", down)
+    if (way[0], way[-1]) != (high, low):
+        raise ValueError(f"down must go from high={high:g} to low={low:g}, it goes from {way[0]:g} to {way[-1]:g}")
+    above, below = [t for t in grid if t > low], [t for t in grid if t < low]
+    return torch.tensor([*above, low, *(way * int(times)), *below], dtype=torch.float64)
+
+
+def time_travel(base: Sequence[float] | Tensor, *, jump: int, repeats: int) -> Tensor:
+    """The grid `base` in blocks of `jump` steps, each walked `repeats` times; for `sampler.rising()`.
+
+    Blocks are counted from the end of the grid; what is left at its start is walked once.
+
+    Args:
+        base: falling times. jump: steps in a block, from 1 to those of the grid. repeats: 1 or more, 1 is `base`.
+    Raises:
+        ValueError: base does not fall; a block or a number of repeats that makes no sense.
+    Lugmayr et al. 2022 (RePaint), section 4.2.
+    """
+    grid = _falling("time_travel", base)
+    steps = len(grid) - 1
+    for name, value, most in (("jump", jump, steps), ("repeats", repeats, math.inf)):
+        if isinstance(value, bool) or int(value) != value or not 1 <= value <= most:
+            raise ValueError(f"{name} must be a whole number in 1..{most:g}, got {value}")
+    out = grid[: steps % jump + 1]
+    for begin in range(steps % jump, steps, jump):
+        block = grid[begin : begin + jump + 1]
+        out += [*block[1:], *(block * (repeats - 1))]
+    return torch.tensor(out, dtype=torch.float64)

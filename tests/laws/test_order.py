@@ -9,7 +9,7 @@ import torch
 from suffuse import grids, oracle
 from suffuse.parameterize import Prediction
 
-from .worlds import DETERMINISTIC, RULES, SCHEDULES, STOCHASTIC, mixture_1d, transported, world_for
+from .worlds import DETERMINISTIC, RULES, SCHEDULES, STOCHASTIC, mixture_1d, moments, transported, world_for
 
 
 def _slope(sizes, errors):
@@ -48,33 +48,6 @@ def test_a_cold_start_costs_what_is_declared(rule):
     assert slope == pytest.approx(rule.cold_order, abs=0.25)
 
 
-def _moments(plan, answer):
-    """Mean and variance of the last state for x0 ~ N(m, v), when x0 predicted at (x, t) is answer(t) = (a, b): a + b x.
-
-    Every state is affine in (x_T, z), so this is exact: nothing is sampled.
-    """
-    draws = sorted({i for r in plan.rows for kind, i in r.terms or () if kind == "z"})
-    column = {i: n + 1 for n, i in enumerate(draws)}
-    const, linear = np.zeros(len(plan.rows)), np.zeros((len(plan.rows), len(draws) + 1))
-    linear[0, 0] = 1
-    for k, row in enumerate(plan.rows):
-        for (kind, i), c in (row.terms or {}).items():
-            if kind == "z":
-                linear[k, column[i]] += c
-                continue
-            at = plan.rows[i]
-            a, b = answer(at.t)
-            x0_const, x0_linear = a + b * const[i], b * linear[i]
-            if kind == "x":
-                const[k], linear[k] = const[k] + c * const[i], linear[k] + c * linear[i]
-            elif kind == "x0":
-                const[k], linear[k] = const[k] + c * x0_const, linear[k] + c * x0_linear
-            else:
-                const[k] += c * (const[i] - at.alpha * x0_const) / at.sigma
-                linear[k] += c * (linear[i] - at.alpha * x0_linear) / at.sigma
-    return const[-1], linear[-1]
-
-
 M, V = 0.7, 0.4
 
 
@@ -98,7 +71,7 @@ def test_a_stochastic_sampler_converges_in_mean_and_variance(rule, name):
     for n in sizes:
         start = 0.98
         plan = rule.plan(schedule, grids.logsnr(schedule, n, start=start))
-        const, linear = _moments(plan, consistent if exact else denoise)
+        const, linear = moments(plan, consistent if exact else denoise)
         alpha, sigma = schedule(start)
         mean = const + linear[0] * alpha * M
         variance = linear[0] ** 2 * (alpha**2 * V + sigma**2) + (linear[1:] ** 2).sum()
@@ -128,7 +101,7 @@ def test_samples_have_the_moments_that_propagation_predicts(rule):
         gain = alpha * V / (alpha**2 * V + sigma**2)
         return M - gain * alpha * M, gain
 
-    const, linear = _moments(plan, denoise)
+    const, linear = moments(plan, denoise)
     x = sample(world, noise((20000, 1), seed=3, dtype=torch.float64), sampler=plan, seed=4)
     assert x.mean().item() == pytest.approx(const, abs=0.025)
     assert x.var().item() == pytest.approx((linear**2).sum(), rel=0.05)

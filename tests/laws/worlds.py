@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import torch
 
 from suffuse import guide, oracle, parameterize, samplers, schedules
@@ -90,3 +91,30 @@ def transported(world, x, t, s):
         below = cdf(middle, s)[:, None] < wanted[:, None]
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return (low + high) / 2
+
+
+def moments(plan, answer):
+    """Mean and variance of the last state for x0 ~ N(m, v), when x0 predicted at (x, t) is answer(t) = (a, b): a + b x.
+
+    Every state is affine in (x_T, z), so this is exact: nothing is sampled.
+    """
+    draws = sorted({i for r in plan.rows for kind, i in r.terms or () if kind == "z"})
+    column = {i: n + 1 for n, i in enumerate(draws)}
+    const, linear = np.zeros(len(plan.rows)), np.zeros((len(plan.rows), len(draws) + 1))
+    linear[0, 0] = 1
+    for k, row in enumerate(plan.rows):
+        for (kind, i), c in (row.terms or {}).items():
+            if kind == "z":
+                linear[k, column[i]] += c
+                continue
+            at = plan.rows[i]
+            a, b = answer(at.t)
+            x0_const, x0_linear = a + b * const[i], b * linear[i]
+            if kind == "x":
+                const[k], linear[k] = const[k] + c * const[i], linear[k] + c * linear[i]
+            elif kind == "x0":
+                const[k], linear[k] = const[k] + c * x0_const, linear[k] + c * x0_linear
+            else:
+                const[k] += c * (const[i] - at.alpha * x0_const) / at.sigma
+                linear[k] += c * (linear[i] - at.alpha * x0_linear) / at.sigma
+    return const[-1], linear[-1]

@@ -38,7 +38,7 @@ def edict(step: Step, p: float = 0.93) -> tuple[Symbol, Symbol]:
 
     Args:
         p: how much of itself a state keeps, in (0, 1]; 1 lets the two drift apart.
-    Wallace et al. 2023 (EDICT), section 4.
+    Wallace et al. 2023 (EDICT).
     """
     if not 0 < p <= 1:
         raise ValueError(f"p must be in (0, 1], got {p:g}")
