@@ -35,8 +35,8 @@ STYLES = ("plain", "striped", "dotted", "gradient")
 RELATIONS = ("left of", "above", "inside")
 
 RING, FIGURE = SHAPES.index("ring"), SHAPES.index("figure")
-DIAMETERS = (9.5, 13.0, 18.0)
-"""Pixels across, at most, on a canvas of 32; the smallest drawn is 0.95 of it. Larger canvases scale them."""
+DIAMETERS = (10.0, 13.0, 18.0)
+"""Pixels across, at most, on a canvas of 32; an object is drawn at 0.95 to 1 of it. Larger canvases scale them."""
 
 _RGB = (
     (215, 35, 35),
@@ -113,7 +113,7 @@ class Attributes:
         """
         pair = self.present[:, :, None] & self.present[:, None, :]
         dx, dy = (v[:, None, :] - v[:, :, None] for v in (self.x, self.y))
-        half = torch.tensor(DIAMETERS, device=self.x.device)[self.size.clamp(min=0)] * (self.side / 64)
+        half = torch.tensor(DIAMETERS, device=self.x.device)[self.size.clamp(0, len(SIZES) - 1)] * (self.side / 64)
         small, large = half[:, :, None], half[:, None, :]
         near = dx * dx + dy * dy <= (torch.maximum(small, large) - torch.minimum(small, large) / 2) ** 2
         within = near & (small != large)

@@ -1,7 +1,7 @@
 """Captions: from what a scene shows to words, and from words to what must hold.
 
 caption = ["a picture of"] ["on" background] things ["on" background]
-things  = thing {"and" | "," thing} | "shapes"   thing = object [["is"] relation object]
+things  = thing {["and"] thing} | "shapes"         thing = object [["is"] relation object]
 object  = number {size | fill | colour} noun     noun  = one of the shapes, or "shape" for any
 background = "a" {style | colour} "background"
 """

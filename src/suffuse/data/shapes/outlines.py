@@ -27,8 +27,8 @@ def circle(u: Tensor, v: Tensor) -> Tensor:
 
 
 def square(u: Tensor, v: Tensor) -> Tensor:
-    """Half side 0.9."""
-    return torch.maximum(u.abs(), v.abs()) - 0.9
+    """Half side 0.95."""
+    return torch.maximum(u.abs(), v.abs()) - 0.95
 
 
 def triangle(u: Tensor, v: Tensor) -> Tensor:
@@ -110,9 +110,9 @@ def joints(pose: Tensor) -> Tensor:
     thigh, shin = (1, 7), (-4, 1)
     u = torch.empty((*pose.shape[:-1], 13), device=pose.device)
     v = torch.empty_like(u)
-    u[..., 0], v[..., 0] = 0.0, -0.78
+    u[..., 0], v[..., 0] = 0.0, -0.7
     for limb, (root, first, second, at, reach) in enumerate(
-        ((1, upper, lower, (0.24, -0.44), (0.32, 0.3)), (7, thigh, shin, (0.14, 0.14), (0.42, 0.4)))
+        ((1, upper, lower, (0.24, -0.36), (0.28, 0.26)), (7, thigh, shin, (0.14, 0.16), (0.38, 0.35)))
     ):
         for right in (0, 1):
             sign = 1 - 2 * right

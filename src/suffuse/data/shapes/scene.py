@@ -153,7 +153,7 @@ def scene(
 def _combine(draw: Draw, slots: int, count: Tensor, kind: Tensor, alike: Tensor, unseen: bool) -> tuple[Tensor, Tensor]:
     """Shape and colour of every object (B, K, 2), all different but for those alike, and the relation they allow.
 
-    What is inside is no figure, and lies in a circle or square of another colour. A scene has one figure at most.
+    What is inside lies in a circle or square of another colour, with no figure. A scene has one figure at most.
     """
     others = combinations(None if unseen else False)
     special = combinations(True) if unseen else others
@@ -184,7 +184,7 @@ def _combine(draw: Draw, slots: int, count: Tensor, kind: Tensor, alike: Tensor,
             kind = torch.where(found | (kind != 2), kind, 0)
             new = torch.where(alike[:, None], one, new)
         else:
-            new, _ = first_valid(options, valid)
+            new, _ = first_valid(options, valid & ~((kind == 2)[:, None] & (options[..., 0] == FIGURE)))
         chosen.append(new)
     return torch.stack(chosen, 1), kind
 

@@ -37,6 +37,16 @@ class Spec:
     def __len__(self) -> int:
         return len(self.count)
 
+    @staticmethod
+    def of(scenes: Attributes) -> Spec:
+        """All that is so in scenes of at most three objects: the caption that leaves nothing out."""
+
+        def padded(value: Tensor) -> Tensor:
+            return torch.nn.functional.pad(value, (0, MOST - value.shape[1]), value=-1)
+
+        rows = (padded(value) for value in (scenes.shape, scenes.colour, scenes.size, scenes.fill))
+        return Spec(scenes.count, *rows, scenes.background, scenes.style, scenes.relation)
+
 
 @dataclass(frozen=True, eq=False)
 class Match:
