@@ -32,8 +32,8 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail, i
     (
         "1 plan",
         "samplers/plan.py",
-        'full[k, column["x0", i]] -= c * self.rows[i].alpha / self.rows[i].sigma',
-        'full[k, column["x0", i]] -= c * self.rows[i].alpha',
+        "-= c * self.rows[i].alpha / self.rows[i].sigma",
+        "-= c * self.rows[i].alpha",
         "laws/test_plan.py",
         "canonical form forgets 1/sigma",
     ),
@@ -136,8 +136,8 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail, i
     (
         "4 reduction",
         "guidance/cfg.py",
-        "return no + (yes - no) * w",
-        "return no + (yes - no) * (1 + w)",
+        "return (no + (yes - no) * w)",
+        "return (no + (yes - no) * (1 + w))",
         "laws/test_reduction.py",
         "the other guidance convention",
     ),

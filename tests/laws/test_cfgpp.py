@@ -118,7 +118,13 @@ def test_its_table_is_no_other_samplers():
     def plan(rule):
         return rule.plan(WORLD.schedule, grid)
 
-    assert plan(samplers.cfgpp) == plan(samplers.cfgpp)
+    @samplers.sampler()
+    def in_x0(step):
+        a, b = step.a, step.b
+        own = b.sigma / a.sigma * a.x + (b.alpha - a.alpha * b.sigma / a.sigma) * a.negative.x0
+        return own + b.alpha * (a.x0 - a.negative.x0)
+
+    assert plan(samplers.cfgpp) == plan(in_x0), "eps_neg is (x - alpha x0_neg)/sigma"
     assert plan(samplers.cfgpp) != plan(samplers.ddim)
     assert plan(samplers.cfgpp) != plan(samplers.cfgpp(order=2))
     assert plan(samplers.cfgpp(order=2)) != plan(samplers.dpmpp(order=2))

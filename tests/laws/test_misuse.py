@@ -72,6 +72,31 @@ CASES = {
         ValueError,
         "order 1, 2 or 3, got 4",
     ),
+    "cfgpp of order 3": (
+        lambda: sample(guide(WORLD, WORLD, 0.5), X, sampler=samplers.cfgpp(order=3), steps=4),
+        ValueError,
+        "cfgpp has order 1 or 2, got 3",
+    ),
+    "res of order 1": (
+        lambda: samplers.res(order=1).plan(WORLD.schedule, [0.9, 0.5]),
+        ValueError,
+        "order 2 or 3, got 1; order 1 is ddim",
+    ),
+    "res past the step": (
+        lambda: samplers.res(c2=1.5).plan(WORLD.schedule, [0.9, 0.5]),
+        ValueError,
+        r"in \(0, 1\], got 1.5",
+    ),
+    "res where no weights exist": (
+        lambda: samplers.res(order=3, c2=2 / 3).plan(WORLD.schedule, [0.9, 0.5]),
+        ValueError,
+        "neither 2/3 nor c3, got c2=0.666667",
+    ),
+    "res_multistep of order 4": (
+        lambda: samplers.res_multistep(order=4).plan(WORLD.schedule, [0.9, 0.5]),
+        ValueError,
+        "order 1, 2 or 3, got 4",
+    ),
     "no seed": (lambda: sample(WORLD, X, sampler=samplers.ddpm, steps=4), ValueError, "draws noise: give it a seed"),
     "negative seed": (lambda: noise((2, 2), seed=-1), ValueError, "seed must be an integer in 0.*got -1"),
     "float seed": (lambda: noise((2, 2), seed=0.5), ValueError, "got 0.5"),

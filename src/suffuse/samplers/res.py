@@ -24,8 +24,9 @@ def _phi_2(h: float) -> float:
 
 @sampler(order=lambda order, c2, c3: order, stages=lambda order, c2, c3: order)
 def res(step: Step, order: int = 2, c2: float = 0.5, c3: float = 1.0) -> Symbol:
-    """b_2 = phi_2/c2, b_1 = phi_1 - b_2; with three stages b_2 = g b_3, b_3 = phi_2/(g c2 + c3), b_1 the rest of phi_1.
+    """x_b = (sigma_b/sigma_a) x_a + alpha_b h sum_i b_i x0_i from two or three stages, the inner ones at c_i h.
 
+    b_2 = phi_2/c2;  or b_2 = g b_3, b_3 = phi_2/(g c2 + c3);  b_1 is what they leave of phi_1.
     a_32 = g c2 phi_2,2 + (c3^2/c2) phi_2,3,   g = (3 c3^2 - 2 c3)/(c2 (2 - 3 c2)).
 
     Args:
@@ -60,7 +61,7 @@ def res(step: Step, order: int = 2, c2: float = 0.5, c3: float = 1.0) -> Symbol:
 
 @sampler(order=lambda order: order, cold_order=lambda order: min(order, 2))
 def res_multistep(step: Step, order: int = 2) -> Symbol:
-    """x0 is the polynomial in lambda through its recent values, integrated exactly; c_i = -(lambda_a - lambda_i)/h.
+    """x_b = (sigma_b/sigma_a) x_a + sum_j w_j x0_j: x0 the polynomial in lambda through recent values, in full.
 
     `dpmpp` with exact weights has the polynomial in sigma/(alpha + sigma) instead, `dpmpp(weights="paper")` other
     differences.
