@@ -114,6 +114,12 @@ class Denoiser(_Base):
         schedule: the noise schedule it was trained on.
         predicts: what its output means: "eps", "x0", "v", "velocity", "edm", or a `Parameterization`.
         condition: name -> `Condition`, or just names; by default what `net.conditions` declares.
+        variance: "range" if the network answers 2 C channels, the second half v in [-1, 1] saying where the log
+            variance of a step lies between its smallest and largest value (Nichol & Dhariwal 2021, eq. 15);
+            `sf.samplers.ddpm_learned` uses it, other samplers do without.
+    Raises:
+        TypeError: `schedule` is not a Schedule.
+        ValueError: an unknown parameterization or kind of variance.
     """
 
     def __init__(
@@ -122,19 +128,24 @@ class Denoiser(_Base):
         schedule: Schedule,
         predicts: str | Parameterization = "velocity",
         condition: Mapping[str, Condition] | Sequence[str] | None = None,
+        *,
+        variance: str | None = None,
     ) -> None:
+        if variance not in (None, "range"):
+            raise ValueError(f"variance must be None or 'range', got {variance!r}")
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedule must be a Schedule such as sf.schedules.Linear(), got {schedule!r}")
         declared = getattr(net, "conditions", {}) if condition is None else condition
         if not isinstance(declared, Mapping):
             declared = {name: _Passed() for name in declared}
-        self.net, self.schedule, self.parameterization = net, schedule, named(predicts)
+        self.net, self.schedule, self.parameterization, self.variance = net, schedule, named(predicts), variance
         self.conditions: dict[str, Any] = dict(declared)
         self.bound: dict[str, Tensor] = {}
 
     def __repr__(self) -> str:
         told = "".join(f", {name}" for name in self.bound)
-        return f"{type(self.net).__name__}({self.schedule}, predicts {self.parameterization.name}{told})"
+        learned = "" if self.variance is None else f", variance {self.variance}"
+        return f"{type(self.net).__name__}({self.schedule}, predicts {self.parameterization.name}{learned}{told})"
 
     def given(self, **conditions: Any) -> Denoiser:
         """This denoiser, told more.
@@ -199,8 +210,9 @@ class Denoiser(_Base):
         return values
 
     def output(self, x: Tensor, t: Any, to: Any = None) -> tuple[Tensor, Number, Number, tuple[Number, Number]]:
-        """The network's raw output with (alpha, sigma) and the row (a, b) it is to be read with."""
-        return self._output(x, t, self.told(x, to))
+        """The network's raw output with (alpha, sigma) and the row (a, b) it is read with; no learned variance."""
+        out, alpha, sigma, row = self._output(x, t, self.told(x, to))
+        return out if self.variance is None else out[:, : x.shape[1]], alpha, sigma, row
 
     def _output(
         self, x: Tensor, t: Any, told: dict[str, Tensor]
@@ -215,9 +227,25 @@ class Denoiser(_Base):
             told = {k: v.to(dtype) if v.is_floating_point() and v.ndim > 1 else v for k, v in told.items()}
         clock = torch.float64 if dtype == torch.float64 else torch.float32
         out = self.net(inside, time if time.dtype == clock else time.to(clock), **told)
-        if out.shape != x.shape:
-            raise ValueError(f"the network answered shape {tuple(out.shape)} to x of shape {tuple(x.shape)}")
+        if out.shape != (x.shape if self.variance is None else (len(x), 2 * x.shape[1], *x.shape[2:])):
+            raise ValueError(self._misfit(out, x))
         return out if out.dtype == x.dtype else out.to(x.dtype), alpha, sigma, p.row(self.schedule, t, alpha, sigma)
+
+    def _misfit(self, out: Tensor, x: Tensor) -> str:
+        seen = f"the network answered shape {tuple(out.shape)} to x of shape {tuple(x.shape)}"
+        if self.variance is not None:
+            return f"{seen}: with variance={self.variance!r} it should answer twice the channels"
+        if x.ndim > 1 and out.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):
+            return f"{seen}: if the second half is a learned variance, say Denoiser(..., variance='range')"
+        return seen
+
+    def _read(self, out: Tensor, x: Tensor, alpha: Number, sigma: Number, row: tuple[Number, Number]) -> Prediction:
+        if self.variance is None:
+            return self.parameterization.read(out, x, alpha, sigma, row)
+        out, v = out.chunk(2, 1)
+        p = self.parameterization.read(out, x, alpha, sigma, row)
+        p.fraction = (v + 1) / 2
+        return p
 
     def __call__(self, x: Tensor, t: float | Tensor, *, to: float | Tensor | None = None) -> Prediction:
         """What the network believes at time t.
@@ -226,8 +254,8 @@ class Denoiser(_Base):
             x: (B, ...) noisy data. t: time in [0, 1], a float or a tensor () or (B,).
             to: the time the sampler goes to, for networks with a condition of that name.
         """
-        out, alpha, sigma, row = self.output(x, t, to)
-        return self.parameterization.read(out, x, alpha, sigma, row)
+        out, alpha, sigma, row = self._output(x, t, self.told(x, to))
+        return self._read(out, x, alpha, sigma, row)
 
 
 def _rows_of(t: Any, x: Tensor) -> Tensor:
@@ -375,7 +403,7 @@ def together(parts: Sequence[Any], x: Tensor, t: Any, to: Any = None) -> list[Pr
 
     joined = {k: torch.cat([a[k] for a in told]) for k in told[0]}
     out, alpha, sigma, row = first._output(many(x), many(t), joined)
-    every = first.parameterization.read(out, many(x), alpha, sigma, row)
+    every = first._read(out, many(x), alpha, sigma, row)
     return [every.rows(slice(i * rows, (i + 1) * rows)) for i in range(n)]
 
 
@@ -386,6 +414,7 @@ def _same_network(a: Any, b: Any) -> bool:
         and a.net is b.net
         and a.schedule == b.schedule
         and a.parameterization == b.parameterization
+        and a.variance == b.variance
     )
 
 

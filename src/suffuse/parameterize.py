@@ -36,7 +36,8 @@ class Prediction:
     """What a denoiser believes: (x0, eps) with x = alpha x0 + sigma eps, each computed when first asked for.
 
     Closed under + - and multiplication by numbers, so guidance is arithmetic. `var` (optional) is the variance of
-    x0 given x, of x0's shape.
+    x0 given x, of x0's shape. `fraction` (of a network with learned variance, like x) is where the log variance of a
+    step lies between the smallest, 0, and the largest, 1: see `sf.samplers.ddpm_learned`.
 
     `affine`, where it is known, is (output, {"x0": (p, q), "eps": (p, q)}) with x0 = p x + q output and so on: a
     sampler folds it into its own sums instead of computing x0 first.
@@ -50,7 +51,7 @@ class Prediction:
             one alone is known.
     """
 
-    __slots__ = ("_eps", "_negative", "_x", "_x0", "affine", "alpha", "sigma", "var")
+    __slots__ = ("_eps", "_negative", "_x", "_x0", "affine", "alpha", "fraction", "sigma", "var")
 
     def __init__(
         self,
@@ -61,10 +62,11 @@ class Prediction:
         x0: Tensor | Callable[[], Tensor] | None = None,
         eps: Tensor | Callable[[], Tensor] | None = None,
         var: Tensor | None = None,
+        fraction: Tensor | None = None,
     ) -> None:
         if x0 is None and eps is None:
             raise ValueError("a Prediction needs x0 or eps")
-        self.alpha, self.sigma, self.var = alpha, sigma, var
+        self.alpha, self.sigma, self.var, self.fraction = alpha, sigma, var, fraction
         self.affine: tuple[Tensor, dict[str, tuple[float, float]]] | None = None
         self._x, self._x0, self._eps = x, x0, eps
         self._negative: Prediction | Callable[[], Prediction] | None = None
@@ -107,7 +109,9 @@ class Prediction:
 
     def against(self, negative: Prediction | Callable[[], Prediction]) -> Prediction:
         """The same prediction with its negative, a Prediction or a function that asks for it."""
-        new = Prediction(self._x, self.alpha, self.sigma, x0=self._x0, eps=self._eps, var=self.var)
+        new = Prediction(
+            self._x, self.alpha, self.sigma, x0=self._x0, eps=self._eps, var=self.var, fraction=self.fraction
+        )
         new.affine, new._negative = self.affine, negative
         return new
 
@@ -117,12 +121,14 @@ class Prediction:
         both_x0 = self._x0 is not None and other._x0 is not None
         both_eps = self._eps is not None and other._eps is not None
         known_x0, known_eps = both_x0 or not both_eps, both_eps or not both_x0
+        both = self.fraction is not None and other.fraction is not None
         return Prediction(
             lambda: self.x + sign * other.x,
             self.alpha,
             self.sigma,
             x0=(lambda: self.x0 + sign * other.x0) if known_x0 else None,
             eps=(lambda: self.eps + sign * other.eps) if known_eps else None,
+            fraction=self.fraction + sign * other.fraction if both else None,  # type: ignore[operator]
         )
 
     def __add__(self, other: Prediction) -> Prediction:
@@ -138,6 +144,7 @@ class Prediction:
             self.sigma,
             x0=(lambda: scale * self.x0) if self._x0 is not None else None,
             eps=(lambda: scale * self.eps) if self._eps is not None else None,
+            fraction=None if self.fraction is None else scale * self.fraction,
         )
 
     __rmul__ = __mul__
@@ -156,6 +163,7 @@ class Prediction:
             x0=(lambda: self.x0[index]) if self._x0 is not None else None,
             eps=(lambda: self.eps[index]) if self._eps is not None else None,
             var=take(self.var),
+            fraction=take(self.fraction),
         )
         return taken if self._negative is None else taken.against(lambda: cast(Prediction, self.negative).rows(index))
 

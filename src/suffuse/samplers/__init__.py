@@ -1,11 +1,12 @@
 """Samplers: rules that a grid turns into plans, and the loop that runs them."""
 
-from suffuse.samplers.adams import adams, deis, lms, noise_adams, plms, sa_solver
+from suffuse.samplers.adams import adams, deis, lms, noise_adams, plms, sa_solver, trig_adams
 from suffuse.samplers.adaptive import adaptive
 from suffuse.samplers.ancestral import consistency, ddim, ddpm
 from suffuse.samplers.cfgpp import cfgpp
 from suffuse.samplers.exponential import dpmpp, dpmpp_2s, dpmpp_multistep_sde, dpmpp_sde
 from suffuse.samplers.inversion import bdia, edict
+from suffuse.samplers.learned import ddpm_learned
 from suffuse.samplers.plan import Plan, PlanError
 from suffuse.samplers.res import res, res_multistep
 from suffuse.samplers.rule import Rule, sampler
@@ -30,6 +31,7 @@ __all__ = [
     "consistency",
     "ddim",
     "ddpm",
+    "ddpm_learned",
     "default",
     "deis",
     "dpm_solver",
@@ -56,6 +58,7 @@ __all__ = [
     "sample",
     "sampler",
     "seeds",
+    "trig_adams",
     "unipc",
 ]
 
