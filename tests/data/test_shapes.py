@@ -290,3 +290,14 @@ def test_a_caption_that_cannot_be_read_says_where(caption, wanted):
 def test_misuse_is_named(make, wanted):
     with pytest.raises(ValueError, match=wanted):
         make()
+
+
+def test_an_edge_behind_a_nearer_object_is_not_drawn():
+    batch = Scenes(0, 64, counts=(0.0, 1.0))(0, 3)
+    a, whole = batch.attributes, torch.ones(3, 2)
+    a = replace(a, shape=torch.ones_like(a.shape), fill=torch.zeros_like(a.fill), x=32 * whole, y=32 * whole)
+    decor = replace(batch.decor, radius=torch.tensor([8.0, 24.0]).expand(3, 2))
+    for order, drawn in (([1, 0], False), ([0, 1], True)):
+        edges = Batch(replace(a, depth=torch.tensor(order).expand(3, 2)), decor, 64, str).edges
+        assert (edges[:, 0, 16:48, 16:48].amax() > 0.5) == drawn
+        assert edges.amax() > 0.9
