@@ -19,6 +19,7 @@ _WHERE = {
     "Codec": "codec",
     "Denoiser": "denoise",
     "Prediction": "parameterize",
+    "cached": "nets",
     "denoiser": "denoise",
     "fit": "training",
     "guide": "guidance",
@@ -34,6 +35,7 @@ __all__ = [
     "Denoiser",
     "Prediction",
     "__version__",
+    "cached",
     "data",
     "denoise",
     "denoiser",
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from suffuse.codec import Codec
     from suffuse.denoise import Denoiser, denoiser
     from suffuse.guidance import guide
+    from suffuse.nets import cached
     from suffuse.parameterize import Prediction
     from suffuse.random import BrownianPath, noise
     from suffuse.samplers import run, sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from suffuse.nets.cache import cached
 from suffuse.nets.conditions import (
     Label,
     Scalar,
@@ -27,6 +28,7 @@ __all__ = [
     "UNet",
     "Vector",
     "attend",
+    "cached",
     "sites",
     "spec_from_json",
     "spec_to_json",

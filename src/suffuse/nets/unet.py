@@ -116,14 +116,25 @@ class UNet(nn.Module):
         x, told = self.told(x, t, conditions)
         h = self.stem(x)
         skips = [h]
-        for layer in self.down:
+        for layer in self.down[: self.blocks]:
+            h = layer(h, told)
+            skips.append(h)
+        h = self.deep(h, told)
+        for layer in self.up[-self.blocks - 1 :]:
+            h = layer(torch.cat([h, skips.pop()], 1), told)
+        return self.out(F.silu(self.norm(h)))
+
+    def deep(self, h: Tensor, told: Told) -> Tensor:
+        """All below the finest level, (B, C, *spatial) -> (B, C', *spatial): what `cached` spares."""
+        skips = []
+        for layer in self.down[self.blocks :]:
             h = layer(h, told)
             skips.append(h)
         for layer in self.middle:
             h = layer(h, told)
-        for layer in self.up:
+        for layer in self.up[: -self.blocks - 1]:
             h = layer(h if isinstance(layer, _Grow) else torch.cat([h, skips.pop()], 1), told)
-        return self.out(F.silu(self.norm(h)))
+        return h
 
 
 class _Step(nn.Module):
