@@ -284,7 +284,7 @@ def test_a_caption_that_cannot_be_read_says_where(caption, wanted):
         (lambda: Scenes(0)[torch.tensor([-1])], "numbers from 0"),
         (lambda: Scenes(0)[torch.tensor([0.5])], "int64"),
         (lambda: shapes.captions(3, 0, objects=4), "1, 2 or 3, got 4"),
-        (lambda: shapes.match(shapes.parse("a star"), Scenes(0)(0, 2).attributes), "1 captions .* 2 pictures"),
+        (lambda: shapes.match(shapes.parse("a star"), Scenes(0)(0, 2).attributes), r"1 captions .* 2 pictures"),
     ],
 )
 def test_misuse_is_named(make, wanted):

@@ -1,5 +1,6 @@
 """Numbers that say what they are: value, n, interval, and what they were measured with."""
 
+from suffuse.metrics import shapes
 from suffuse.metrics.classifier import Classifier, classifier_loss
 from suffuse.metrics.frechet import frechet, frechet_ratio
 from suffuse.metrics.manifold import memorised, precision, recall
@@ -15,4 +16,5 @@ __all__ = [
     "precision",
     "proportion",
     "recall",
+    "shapes",
 ]
