@@ -9,7 +9,7 @@ import torch
 
 from suffuse import grids, noise, oracle, sample, samplers, schedules
 
-from .laws.worlds import SCHEDULES, moments
+from .laws.worlds import RULES, SCHEDULES, moments
 
 STEPS = (1, 2, 5, 50)
 SPREADS = {  # grids of (schedule, steps): all but those made of times or indices
@@ -204,6 +204,15 @@ class TestGridsThatRise:
         with pytest.raises(ValueError, match=r"the grid must fall .* 0.8 follows 0.4"):
             samplers.ddim.plan(schedules.Linear(), grid)
         assert samplers.ddim.rising().plan(schedules.Linear(), grid).nfe == 7
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_nothing_from_before_a_rise_is_used_after_it(rule):
+    """What was predicted on the way down belonged to other noise."""
+    plan = rule.rising().plan(schedules.Cosine(), [0.9, 0.8, 0.7, 0.6, 0.5, 0.85, 0.75, 0.65, 0.55, 0.3])
+    top = next(k for k, row in enumerate(plan.rows) if row.main and row.t == 0.85)
+    for row in plan.rows[top + 1 :]:
+        assert min(i for kind, i in row.terms if kind != "z") >= top
 
 
 MEAN, VAR = 0.7, 0.4

@@ -198,9 +198,10 @@ class _Build:
     def rise(self, k: int) -> None:
         """Back to more noise: x_b = (alpha_b/alpha_a) x_a + fresh noise; history is of no use any more."""
         a, b = self.a, Level(self.schedule, self.times[k + 1])
-        fresh = math.sqrt(b.sigma**2 - (b.alpha / a.alpha * a.sigma) ** 2)
+        ratio = b.alpha / a.alpha
+        fresh = math.sqrt(b.sigma**2 - (ratio * a.sigma) ** 2)
         self.noises.append((a.t, b.t))
-        self.go(k, {("x", a.index): b.alpha / a.alpha, ("z", len(self.noises) - 1): fresh}, None)
+        self.go(k, {("x", a.index): ratio, ("z", len(self.noises) - 1): fresh}, (a.index, ratio**2, 0.0))
         self.past.clear()
 
 
