@@ -1,13 +1,13 @@
-"""Two networks that read a picture of the shapes world, unlike each other on purpose.
+"""Two networks that read a picture of the shapes world, alike in what they are asked and unlike in how they look.
 
-`CellJudge` asks every cell of a grid for an object of each size centred in it; `QueryJudge` lets a few queries look at
-all patches. Both say a shape of "none" where they see an object that is no shape, and "none" for a background.
+Every cell of an 8 x 8 grid says, for each size, how near it is to the centre of an object of that size, and which
+object that is; a shape of "none" is an object that is no shape, and a background may be "none". `ConvJudge` looks with
+small kernels and batch statistics, `PatchJudge` with attention between patches.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from suffuse.data.shapes import COLOURS, FILLS, SHAPES, SIZES, STYLES, Attribute
 from suffuse.nets.blocks import SelfAttention
 from suffuse.nets.embed import positions
 
-__all__ = ["IGNORE", "CellJudge", "QueryJudge"]
+__all__ = ["IGNORE", "ConvJudge", "PatchJudge"]
 
 SIDE, CELL = 32, 4
 GRID = SIDE // CELL
@@ -67,38 +67,31 @@ def _read(count: Tensor, parts: Tensor, size: Tensor, x: Tensor, y: Tensor, grou
     )
 
 
-@dataclass(eq=False, repr=False)
-class CellJudge(nn.Module):
-    """Convolutions to an 8 x 8 grid; each cell says, for each size, how near it is to an object's centre and which.
+class _CellReader(nn.Module):
+    """What both judges share: the heads on their cells, the loss, and reading.
 
     Args:
-        width: channels of the grid, a multiple of 4.
+        width: channels of a cell. pooled: length of what `features` says of the picture as a whole.
     """
 
-    width: int = 128
     slots = 4
 
-    def __post_init__(self) -> None:
+    def __init__(self, width: int, pooled: int) -> None:
         super().__init__()
-        w = self.width
-
-        def layer(a: int, b: int, stride: int = 1) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.SiLU())
-
-        self.near = nn.Sequential(layer(3, w // 4), layer(w // 4, w // 2, 2), layer(w // 2, w // 2))
-        self.cells = nn.Sequential(layer(w // 2, w, 2), layer(w, w), layer(w, w), layer(w, w))
-        self.heat = nn.Conv2d(w, len(SIZES), 3, padding=1)
+        self.heat = nn.Conv2d(width, len(SIZES), 3, padding=1)
         nn.init.constant_(self.heat.bias, -3.0)  # type: ignore[arg-type]
-        self.parts = nn.Conv2d(w, len(SIZES) * (sum(_PARTS) + 2), 1)
-        self.ground = nn.Sequential(nn.Linear(3 * w, w), nn.SiLU(), nn.Linear(w, sum(_GROUND)))
+        self.parts = nn.Conv2d(width, len(SIZES) * (sum(_PARTS) + 2), 1)
+        self.ground = nn.Sequential(nn.Linear(pooled, width), nn.SiLU(), nn.Linear(width, sum(_GROUND)))
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, 32, 32) -> cells (B, width, 8, 8) and the whole (B, pooled)."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 3, 32, 32) -> heat (B, 3, 8, 8), parts (B, 3, 8, 8, 24), ground (B, 16)."""
-        near = self.near(x.contiguous(memory_format=torch.channels_last))
-        cells = self.cells(near)
-        pooled = torch.cat([near.mean((2, 3)), near.amax((2, 3)), cells.mean((2, 3)), cells.amax((2, 3))], 1)
+        cells, whole = self.features(x)
         parts = self.parts(cells).unflatten(1, (len(SIZES), -1)).permute(0, 1, 3, 4, 2)
-        return self.heat(cells).float(), parts.float(), self.ground(pooled).float()
+        return self.heat(cells).float(), parts.float(), self.ground(whole).float()
 
     def loss(self, x: Tensor, target: Attributes) -> Tensor:
         """(B,): distance of the heat from bumps at the centres, and cross entropies in the four cells around each."""
@@ -141,23 +134,37 @@ class CellJudge(nn.Module):
         return _read((score > 0).sum(1), here[..., :-2], size, x_, y_, ground)
 
 
-@dataclass(eq=False, repr=False)
-class QueryJudge(nn.Module):
-    """A transformer over overlapping patches; four queries each find one object or none, in any order.
+class ConvJudge(_CellReader):
+    """Seven 3 x 3 convolutions with batch norm, from 32 x 32 to 8 x 8."""
 
-    Args:
-        width: channels, a multiple of 32. depth: blocks.
-    """
+    def __init__(self, width: int = 128) -> None:
+        super().__init__(width, 3 * width)
+        w = width
 
-    width: int = 128
-    depth: int = 4
-    slots = 4
+        def layer(a: int, b: int, stride: int = 1) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.SiLU())
 
-    def __post_init__(self) -> None:
-        super().__init__()
-        w = self.width
-        self.stem = nn.Sequential(nn.Conv2d(3, w // 4, 4, 2, 1), nn.SiLU(), nn.Conv2d(w // 4, w, 4, 2, 1))
-        self.queries = nn.Parameter(0.5 * torch.randn(self.slots + 1, w))
+        self.near = nn.Sequential(layer(3, w // 4), layer(w // 4, w // 2, 2), layer(w // 2, w // 2))
+        self.cells = nn.Sequential(layer(w // 2, w, 2), layer(w, w), layer(w, w), layer(w, w))
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        near = self.near(x.contiguous(memory_format=torch.channels_last))
+        cells = self.cells(near)
+        return cells, torch.cat([near.mean((2, 3)), near.amax((2, 3)), cells.mean((2, 3)), cells.amax((2, 3))], 1)
+
+
+class PatchJudge(_CellReader):
+    """A transformer over 8 x 8 overlapping patches, with a token for the whole picture."""
+
+    def __init__(self, width: int = 128, depth: int = 3) -> None:
+        super().__init__(width, width)
+        w = width
+        self.patches = nn.Sequential(
+            *(nn.Conv2d(3, w // 4, 5, 1, 2), nn.GroupNorm(4, w // 4), nn.GELU("tanh")),
+            *(nn.Conv2d(w // 4, w, 4, 2, 1), nn.GroupNorm(8, w), nn.GELU("tanh")),
+            nn.Conv2d(w, w, 4, 2, 1),
+        )
+        self.whole = nn.Parameter(0.1 * torch.randn(1, 1, w))
         self.blocks = nn.ModuleList(
             nn.ModuleList(
                 (
@@ -165,48 +172,16 @@ class QueryJudge(nn.Module):
                     nn.Sequential(nn.LayerNorm(w), nn.Linear(w, 3 * w), nn.GELU("tanh"), nn.Linear(3 * w, w)),
                 )
             )
-            for _ in range(self.depth)
+            for _ in range(depth)
         )
         self.norm = nn.LayerNorm(w)
-        self.parts = nn.Linear(w, 1 + sum(_PARTS) + len(SIZES) + 2)
-        self.ground = nn.Linear(w, sum(_GROUND))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, 32, 32) -> objects (B, 4, 28), ground (B, 16)."""
-        patches = self.stem(x).flatten(2).transpose(1, 2)
-        patches = patches + positions((GRID, GRID), self.width, x.device).to(patches.dtype)
-        h = torch.cat([self.queries.expand(len(x), -1, -1).to(patches.dtype), patches], 1)
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.patches(x).flatten(2).transpose(1, 2)
+        h = h + positions((GRID, GRID), h.shape[-1], x.device).to(h.dtype)
+        h = torch.cat([h, self.whole.expand(len(x), -1, -1).to(h.dtype)], 1)
         for attention, mlp in self.blocks:  # type: ignore[misc]
             h = h + attention(h)
             h = h + mlp(h)
-        h = self.norm(h[:, : self.slots + 1])
-        return self.parts(h[:, 1:]).float(), self.ground(h[:, 0]).float()
-
-    def loss(self, x: Tensor, target: Attributes) -> Tensor:
-        """(B,): the loss under the assignment of objects to queries for which it is least."""
-        objects, ground = self(x)
-        k = target.shape.shape[1]
-        here, parts, sizes, place = objects[:, :, None].expand(-1, -1, k, -1).split((1, sum(_PARTS), len(SIZES), 2), -1)
-        shape, colour, fill = parts.split(_PARTS, -1)
-
-        def each(value: Tensor) -> Tensor:
-            return value[:, None].expand(-1, self.slots, -1)
-
-        cost = _entropy(sizes, each(target.size)) + F.softplus(-here[..., 0]) - F.softplus(here[..., 0])
-        for scores, wanted in ((shape, target.shape), (colour, target.colour), (fill, target.fill)):
-            cost = cost + _entropy(scores, each(wanted))
-        true = torch.stack((target.x, target.y), -1) / (SIDE / 2) - 1
-        cost = cost + 5 * (place - true[:, None]).abs().sum(-1)
-        cost = torch.where(target.present[:, None], cost, 0)  # (B, slots, K)
-        ways = torch.tensor(list(itertools.permutations(range(self.slots), k)), device=x.device)
-        total = cost[:, ways, torch.arange(k, device=x.device)].sum(-1).amin(1)
-        return total + F.softplus(objects[..., 0]).sum(1) + _ground_loss(ground, target)
-
-    def read(self, x: Tensor) -> Attributes:
-        """The queries that say yes, surest first."""
-        objects, ground = self(x)
-        score, order = objects[..., 0].sort(dim=1, descending=True)
-        objects = objects.gather(1, order[..., None].expand_as(objects))
-        _, parts, sizes, place = objects.split((1, sum(_PARTS), len(SIZES), 2), -1)
-        x_, y_ = ((place + 1) * (SIDE / 2)).unbind(-1)
-        return _read((score > 0).sum(1), parts, sizes.argmax(-1), x_, y_, ground)
+        h = self.norm(h)
+        return h[:, :-1].transpose(1, 2).unflatten(2, (GRID, GRID)), h[:, -1]

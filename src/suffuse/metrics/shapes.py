@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from suffuse import zoo
 from suffuse.data.shapes import Attributes, Match, Scenes, Spec, match, parse
-from suffuse.metrics.judge_nets import SIDE, CellJudge, QueryJudge
+from suffuse.metrics.judge_nets import SIDE, ConvJudge, PatchJudge
 from suffuse.metrics.judge_rules import Rules, read_by_rules
 from suffuse.metrics.result import Measured, proportion
 
 __all__ = ["Judge", "Rules", "accuracy", "build", "filled", "judge", "read_by_rules"]
 
-_NETS: dict[str, type[nn.Module]] = {"use": CellJudge, "held_out": QueryJudge}
+_NETS: dict[str, type[nn.Module]] = {"use": ConvJudge, "held_out": PatchJudge}
 
 
 def build(which: str) -> Any:
