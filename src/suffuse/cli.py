@@ -157,12 +157,22 @@ class Info:
 class Samplers:
     """List every sampler: order, calls a step, whether it draws noise, and its paper."""
 
+    plot: Path | None = None
+    """draw the deterministic ones' error against network evaluations into this picture instead"""
+
     def __call__(self) -> None:
-        """Print the table."""
+        """Print the table, or draw."""
         from rich.console import Console
         from rich.table import Table
 
         from suffuse.samplers import rules
+
+        if self.plot is not None:
+            from suffuse.recipes.precision import plot
+
+            found = plot(self.plot)
+            say(f"{self.plot}: {len(found)} samplers on a mixture whose flow is known")
+            return
 
         table = Table("name", "options", "order", "calls a step", "noise", "paper", box=None, pad_edge=False)
         for name, rule in rules().items():

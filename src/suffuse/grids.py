@@ -21,6 +21,7 @@ from suffuse.schedules import Discrete, Schedule, Shifted
 __all__ = [
     "beta",
     "cosine",
+    "flow",
     "indices",
     "karras",
     "leading",
@@ -81,6 +82,34 @@ def quadratic(schedule: Schedule, steps: int, *, start: float = 1.0, end: float 
         return (math.sqrt(a) + share * (math.sqrt(b) - math.sqrt(a))) ** 2
 
     return _spread(schedule, steps, start, end, place)
+
+
+def flow(
+    schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 0.0, shift: float = 1.0, power: float = 1.0
+) -> Tensor:
+    """v = sigma/(c alpha + sigma) falls like (1 - k/n)^p: on every schedule the times a flow would take.
+
+    Args:
+        shift: c, the sigma/alpha at which v is half way; 1 is the time of the flow itself.
+        power: p; above 1 the steps shrink towards the data.
+    """
+    if not (shift > 0 and power > 0):
+        raise ValueError(f"shift and power must be positive, got {shift:g} and {power:g}")
+
+    def value(t: float) -> float:
+        alpha, sigma = schedule(t)
+        return (sigma / (shift * alpha + sigma)) ** (1 / power)
+
+    def place(share: float, a: float, b: float) -> float:
+        v = (value(a) + share * (value(b) - value(a))) ** power
+        return min(max(schedule.time(2 * math.log((1 - v) / (shift * v))), b), a)
+
+    _check(steps, start, end)
+    table = _table(schedule)
+    times = [start, *[place(k / steps, start, end) for k in range(1, steps)], end]
+    if table is None or steps == 1 or times[-2] >= 1 / table.steps:
+        return _times(times)
+    return _spread(schedule, steps, start, end, place)  # a table has nothing below its first index
 
 
 def cosine(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 0.0) -> Tensor:

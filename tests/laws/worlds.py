@@ -50,6 +50,13 @@ OPTIONS = {  # the options of every rule that the laws run with; a rule that is 
     "res_multistep": [{"order": 2}, {"order": 3}],
     "sa_solver": [{"order": 2}, {"order": 3, "corrector": 3, "tau": 0.5}],
     "seeds": [{"order": 1}, {"order": 2}],
+    "trig_adams": [
+        {"order": 1, "corrector": 0},
+        {"order": 2, "corrector": 0, "spread": 0.7},
+        {"order": 2, "corrector": 4, "last": 1},
+        {"order": 3, "corrector": 4},
+        {"order": 4, "corrector": 5, "last": 1},
+    ],
     "unipc": [{"order": p, "variant": v} for p, v in ((1, "bh2"), (2, "bh1"), (2, "bh2"), (3, "bh2"))],
 }
 

@@ -4,7 +4,9 @@ from suffuse.samplers.adams import adams, deis, lms, noise_adams, plms, sa_solve
 from suffuse.samplers.adaptive import adaptive
 from suffuse.samplers.ancestral import consistency, ddim, ddpm
 from suffuse.samplers.cfgpp import cfgpp
+from suffuse.samplers.encode import decode_pair, encode, encode_pair
 from suffuse.samplers.exponential import dpmpp, dpmpp_2s, dpmpp_multistep_sde, dpmpp_sde
+from suffuse.samplers.fitted import fit
 from suffuse.samplers.inversion import bdia, edict
 from suffuse.samplers.learned import ddpm_learned
 from suffuse.samplers.plan import Plan, PlanError
@@ -32,6 +34,7 @@ __all__ = [
     "ddim",
     "ddpm",
     "ddpm_learned",
+    "decode_pair",
     "default",
     "deis",
     "dpm_solver",
@@ -40,7 +43,10 @@ __all__ = [
     "dpmpp_multistep_sde",
     "dpmpp_sde",
     "edict",
+    "encode",
+    "encode_pair",
     "euler_maruyama",
+    "fit",
     "heun",
     "kutta3",
     "langevin",

@@ -9,13 +9,13 @@ The weights integrate the polynomial through history exactly; the coordinate of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from suffuse.samplers import weights
-from suffuse.samplers.rule import Point, Step, sampler
+from suffuse.samplers.rule import Level, Point, Step, sampler
 from suffuse.samplers.symbols import Symbol
 
-__all__ = ["adams", "deis", "lms", "noise_adams", "plms", "sa_solver"]
+__all__ = ["adams", "deis", "lms", "noise_adams", "plms", "sa_solver", "trig_adams"]
 
 
 def _sum(w: Sequence[float], values: Sequence[Symbol]) -> Symbol:
@@ -30,24 +30,29 @@ def evaluated(step: Step) -> list[Point]:
     return step.recent(8)
 
 
-def _predict_correct(
-    step: Step, carried: Symbol, order: int, corrector: int, coordinate: weights.Coordinate, tau: float = 0.0
-) -> Symbol:
-    """carried + sum_j w_j x0_j through `order` values; evaluated there, and summed again with `corrector` values.
+def _predict_correct(step: Step, through: Callable[[Sequence[Point]], Symbol], order: int, corrector: int) -> Symbol:
+    """The state `through` the last `order` values; evaluated there, and made again with `corrector` values.
 
     The last step is not corrected: that would cost a call more.
     """
-    a, b, known = step.a, step.b, evaluated(step)
-
-    def through(nodes: list[Point]) -> Symbol:
-        return carried + _sum(weights.data_weights(a, b, nodes, coordinate, tau=tau), [n.x0 for n in nodes])
-
+    known = evaluated(step)
     guess = through(known[:order])
     if corrector < 2 or step.k == step.n - 1:
         return guess
-    known = [step.point(guess, b.t), *known]
+    known = [step.point(guess, step.b.t), *known]
     step.keep(known[:8])
     return through(known[:corrector])
+
+
+def _data(
+    step: Step, carried: Symbol, coordinate: weights.Coordinate, tau: float = 0.0
+) -> Callable[[Sequence[Point]], Symbol]:
+    """nodes -> carried + sum_j w_j x0_j."""
+
+    def through(nodes: Sequence[Point]) -> Symbol:
+        return carried + _sum(weights.data_weights(step.a, step.b, nodes, coordinate, tau=tau), [n.x0 for n in nodes])
+
+    return through
 
 
 def _adams_order(order: int, corrector: int, q: float, last: int) -> int:
@@ -56,6 +61,14 @@ def _adams_order(order: int, corrector: int, q: float, last: int) -> int:
 
 def _adams_cold(order: int, corrector: int, q: float, last: int) -> int:
     return min(_adams_order(order, corrector, q, last), 2 if corrector < 2 else 3)
+
+
+def _angle_order(order: int, corrector: int, spread: float, last: int) -> int:
+    return _adams_order(order, corrector, spread, last)
+
+
+def _angle_cold(order: int, corrector: int, spread: float, last: int) -> int:
+    return _adams_cold(order, corrector, spread, last)
 
 
 @sampler(order=_adams_order, cold_order=_adams_cold)
@@ -69,9 +82,35 @@ def adams(step: Step, order: int = 3, corrector: int = 4, q: float = 1.0, last: 
     Zhao et al. 2023 (UniPC), algorithm 1, with exact weights; Xue et al. 2023 (SA-Solver) at tau = 0.
     """
     a, b = step.a, step.b
-    return _predict_correct(
-        step, b.sigma / a.sigma * a.x, last if b.sigma == 0 else order, corrector, weights.bounded(q)
-    )
+    through = _data(step, b.sigma / a.sigma * a.x, weights.bounded(q))
+    return _predict_correct(step, through, last if b.sigma == 0 else order, corrector)
+
+
+@sampler(order=_angle_order, cold_order=_angle_cold, law="consistent")
+def trig_adams(step: Step, order: int = 3, corrector: int = 4, spread: float = 1.0, last: int = 2) -> Symbol:
+    """`adams` along the angle phi = arctan(sigma/(alpha s)), in which Gaussian data of standard deviation s stand still.
+
+    x_b/q_b = x_a/q_a + integral of F over phi,   q^2 = alpha^2 s^2 + sigma^2,   F = (alpha s eps - (sigma/s) x0)/q
+
+    F is a polynomial in phi through `order` values, and through `corrector` values after the guess was evaluated.
+    Exact for N(0, s^2) at any step; near data that is one point only as steps become small.
+
+    Args:
+        order: values of F in the predictor, from 1. corrector: in the corrector, the new one included; 0 is none.
+        spread: s, the standard deviation of the data.
+        last: values used in a step to t = 0.
+    Lu & Song 2025 (sCM), section 3 (TrigFlow); F is EDM's (Karras et al. 2022, table 1) with the sign turned.
+    """
+    a, b, s = step.a, step.b, spread
+
+    def q(p: Level) -> float:
+        return math.hypot(p.alpha * s, p.sigma)
+
+    def through(nodes: Sequence[Point]) -> Symbol:
+        slopes = [(n.alpha * s / q(n)) * n.eps - (n.sigma / (s * q(n))) * n.x0 for n in nodes]
+        return q(b) / q(a) * a.x + q(b) * _sum(weights.angle_weights(a, b, nodes, s), slopes)
+
+    return _predict_correct(step, through, last if b.sigma == 0 else order, corrector)
 
 
 @sampler(order=lambda order, tau, corrector: 1)
@@ -85,7 +124,8 @@ def sa_solver(step: Step, order: int = 2, tau: float = 1.0, corrector: int = 0) 
     a, b = step.a, step.b
     keep = (0.0 if a.alpha == 0 else (b.sigma * a.alpha / (a.sigma * b.alpha)) ** (tau * tau)) if tau else 1.0
     carried = b.sigma / a.sigma * keep * a.x + b.sigma * math.sqrt(1 - keep**2) * step.z
-    return _predict_correct(step, carried, 1 if b.sigma == 0 else order, corrector, weights.bounded(), tau)
+    through = _data(step, carried, weights.bounded(), tau)
+    return _predict_correct(step, through, 1 if b.sigma == 0 else order, corrector)
 
 
 def _noise_step(step: Step, nodes: Sequence[Point], coordinate: weights.Coordinate) -> Symbol:

@@ -9,20 +9,27 @@ weights whose squares sum to sigma_k^2.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from suffuse import schedules
 from suffuse.denoise import fresh
 from suffuse.samplers.symbols import NEGATIVE, PREDICTED, Symbol, Term
 from suffuse.samplers.walk import RunStep, Walk
 from suffuse.schedules import Schedule
 
 __all__ = ["Plan", "PlanError", "Row"]
+
+
+_KEYS = ("name", "schedule", "grid", "rows", "given", "noises", "consistent", "order", "cold_order")
 
 
 class PlanError(ValueError):
@@ -87,7 +94,7 @@ class Plan:
         self.name, self.schedule, self.grid, self.given = name, schedule, tuple(grid), given
         self.order, self.cold_order = order, order if cold_order is None else cold_order
         self.rows = _prune(rows)
-        self._rebuild, self.noises = rebuild, tuple(noises)
+        self._rebuild, self.noises, self.consistent = rebuild, tuple(noises), consistent
         used = [term for row in self.rows for term in row.terms or ()]
         self.evaluated = tuple(sorted({i for kind, i in used if kind in PREDICTED}))
         self.draws = tuple(sorted({i for kind, i in used if kind == "z"}))
@@ -214,6 +221,65 @@ class Plan:
             mark = " " if row.main else "'"
             lines.append(f"{k:4d}{mark} {row.t:6.4f}  {row.alpha:6.4f}  {row.sigma:6.4g}   {made}")
         return "\n".join(lines)
+
+    # How it is kept
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as plain values: what `Plan.from_json` rebuilds, on any machine, to the last bit."""
+        rows = [
+            {
+                "t": row.t,
+                "step": row.step,
+                "main": row.main,
+                "terms": None if row.terms is None else [[kind, i, c] for (kind, i), c in row.terms.items()],
+                "inflated": row.inflated,
+                "partner": row.partner,
+            }
+            for row in self.rows
+        ]
+        return {
+            "name": self.name,
+            "schedule": self.schedule.to_json(),
+            "grid": list(self.grid),
+            "rows": rows,
+            "given": self.given,
+            "noises": [list(pair) for pair in self.noises],
+            "consistent": self.consistent,
+            "order": self.order,
+            "cold_order": self.cold_order,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        """A plan from `to_json`; its law is checked again.
+
+        Raises:
+            ValueError: keys that are missing or unknown. PlanError: the table breaks its law.
+        """
+        if set(data) != set(_KEYS):
+            raise ValueError(f"a plan has the keys {', '.join(_KEYS)}, got {', '.join(data) or 'none'}")
+        schedule = schedules.from_json(data["schedule"])
+        rows = []
+        for row in data["rows"]:
+            alpha, sigma = schedule(row["t"])
+            terms = None if row["terms"] is None else {(kind, i): c for kind, i, c in row["terms"]}
+            inflated = None if row["inflated"] is None else tuple(row["inflated"])
+            rows.append(Row(row["t"], alpha, sigma, row["step"], row["main"], terms, inflated, row["partner"]))
+        rest = {key: data[key] for key in ("given", "consistent", "order", "cold_order")}
+        noises = [(a, b) for a, b in data["noises"]]
+        return cls(data["name"], schedule, data["grid"], rows, noises=noises, **rest)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table as JSON, whole or not at all."""
+        path = Path(path)
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(json.dumps(self.to_json()))
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read what `save` wrote."""
+        return cls.from_json(json.loads(Path(path).read_text()))
 
     # How it runs
 

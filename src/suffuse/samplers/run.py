@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from suffuse import grids
 from suffuse.denoise import check_range, evaluating, networks
 from suffuse.random import BrownianPath
-from suffuse.samplers.exponential import dpmpp
+from suffuse.samplers.adams import trig_adams
 from suffuse.samplers.rule import Rule
 from suffuse.samplers.walk import RunStep
 from suffuse.schedules import Schedule
@@ -23,7 +24,10 @@ Grid = Callable[..., Tensor] | Tensor | Sequence[float]
 
 def default(schedule: Schedule, steps: int) -> tuple[Rule, Callable[..., Tensor]]:
     """The sampler and the grid that `sample` uses when none is named."""
-    return dpmpp(order=2), grids.logsnr
+    rule = (
+        trig_adams(order=4, corrector=5, spread=1.0, last=1) if steps > 6 else trig_adams(order=2, corrector=4, last=1)
+    )
+    return rule, partial(grids.flow, shift=1.1, power=1.5)
 
 
 def plan_for(

@@ -4,6 +4,8 @@ Data prediction:   x_b = (sigma_b/sigma_a) e^(-tau^2 h) x_a + sum_j w_j x0_j + n
                    w_j = (1 + tau^2) alpha_b integral of e^(-(1 + tau^2)(lambda_b - lambda)) L_j over lambda
 Noise prediction:  x_b / alpha_b = x_a / alpha_a + sum_j w_j eps_j,   w_j = integral of L_j over rho = sigma/alpha
 
+Angle:             x_b / q_b = x_a / q_a + sum_j w_j F_j,   w_j = integral of L_j over the angle arctan(sigma / (alpha s))
+
 with lambda = log(alpha/sigma), h = lambda_b - lambda_a, and L_j the Lagrange polynomials in a coordinate of choice.
 """
 
@@ -17,7 +19,8 @@ import numpy as np
 
 from suffuse.samplers.rule import Level
 
-__all__ = ["Coordinate", "bounded", "data_weights", "lagrange", "logsnr", "noise_weights", "rho", "time"]
+__all__ = ["Coordinate", "angle", "angle_weights", "bounded", "data_weights", "lagrange", "logsnr", "noise_weights"]
+__all__ += ["rho", "time"]
 
 Coordinate = Callable[[Level, np.ndarray | None], np.ndarray]
 """(level, None) -> its coordinate; (any level, lambdas) -> the coordinates at these lambdas."""
@@ -117,3 +120,16 @@ def noise_weights(a: Level, b: Level, nodes: Sequence[Level], coordinate: Coordi
     u = high + (low - high) * s
     raw = (lagrange(at, coordinate(a, -u)) * (w * np.exp(u - high))).sum(1)
     return [float(r) for r in raw * (total / raw.sum())]
+
+
+def angle(level: Level, spread: float) -> float:
+    """arctan(sigma / (alpha spread)): 0 at the data, pi/2 at pure noise."""
+    return math.atan2(level.sigma, level.alpha * spread)
+
+
+def angle_weights(a: Level, b: Level, nodes: Sequence[Level], spread: float) -> list[float]:
+    """w_j for each node, newest first: the integral over the angle of polynomials in it; they sum to its change."""
+    start, end = angle(a, spread), angle(b, spread)
+    s, w = _gauss(8)
+    values = lagrange([angle(n, spread) for n in nodes], start + (end - start) * s)
+    return [float(v) for v in (values * w).sum(1) * (end - start)]
