@@ -1,4 +1,4 @@
-"""From data to noise and back: nearly, with any deterministic sampler; to rounding, with the two that carry two states."""
+"""From data to noise and back: nearly, with any deterministic sampler; to rounding, with two that carry two states."""
 
 import math
 

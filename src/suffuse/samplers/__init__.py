@@ -5,7 +5,6 @@ from suffuse.samplers.adaptive import adaptive
 from suffuse.samplers.ancestral import consistency, ddim, ddpm
 from suffuse.samplers.cfgpp import cfgpp
 from suffuse.samplers.encode import decode_pair, encode, encode_pair
-from suffuse.samplers.encode import decode_pair, encode, encode_pair
 from suffuse.samplers.exponential import dpmpp, dpmpp_2s, dpmpp_multistep_sde, dpmpp_sde
 from suffuse.samplers.fitted import fit
 from suffuse.samplers.inversion import bdia, edict
@@ -36,7 +35,6 @@ __all__ = [
     "ddpm",
     "ddpm_learned",
     "decode_pair",
-    "decode_pair",
     "default",
     "deis",
     "dpm_solver",
@@ -45,8 +43,6 @@ __all__ = [
     "dpmpp_multistep_sde",
     "dpmpp_sde",
     "edict",
-    "encode",
-    "encode_pair",
     "encode",
     "encode_pair",
     "euler_maruyama",

@@ -153,9 +153,9 @@ def decode_pair(
 ) -> Tensor:
     """The data x0 (B, ...) that `encode_pair` made this pair of, with the same arguments."""
     plan = _planned(denoiser, pair[0].new_zeros(()), sampler, steps, nfe, grid)
-    rest = {"partner": True} if _coupled(plan) else {"given": 1}
-    out = pair[0]
-    for step in walked(sampler.plan(plan.schedule, plan.grid, **rest), denoiser, list(pair), None, grad):
+    two, out = _coupled(plan), pair[0]
+    down = sampler.plan(plan.schedule, plan.grid, given=int(not two), partner=two)
+    for step in walked(down, denoiser, list(pair), None, grad):
         out = step.x
     return out
 
