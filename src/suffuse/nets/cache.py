@@ -244,7 +244,7 @@ class _Run:
                 return False
             slot.since = 0
             return True
-        r = r if self.grad else r.detach()
+        r = r.detach()
         if slot.change is None:
             slot.change = r
             return True
@@ -314,7 +314,7 @@ def _weight(u: Any, j: int, nodes: list[tuple[Any, Tensor]]) -> Any:
 
 
 def _size(r: Tensor) -> Tensor:
-    return r.detach().abs().flatten(1).mean(1)
+    return r.abs().flatten(1).mean(1)
 
 
 def _meet(a: Any, b: Any) -> bool:
