@@ -1,7 +1,7 @@
 """Feature caching: most of a network's work changes slowly along a run, so some of it may be kept between steps.
 
-A network is cut after its first block. What lies behind is the deep part, with feature F(x, t): what the later blocks
-of a transformer or MLP add to h, or what a U-Net brings back from below its finest level. The rest always runs.
+A transformer or MLP is cut after its first block, a U-Net below its finest level. Behind the cut lies the deep part,
+with feature F(x, t): what the later blocks add to h, or what the U-Net brings back up. All before it always runs.
 
     every = N         F is computed at every N-th evaluation; between, it is the last one (order 0), or the polynomial
                       through the last order + 1, in u = logsnr(t) kept within +-10:
