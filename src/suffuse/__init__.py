@@ -24,6 +24,7 @@ _WHERE = {
     "fit": "training",
     "guide": "guidance",
     "load": "training",
+    "log_prob": "samplers",
     "noise": "random",
     "run": "samplers",
     "sample": "samplers",
@@ -45,6 +46,7 @@ __all__ = [
     "guide",
     "hub",
     "load",
+    "log_prob",
     "losses",
     "metrics",
     "nets",
@@ -87,7 +89,7 @@ if TYPE_CHECKING:
     from suffuse.nets import cached
     from suffuse.parameterize import Prediction
     from suffuse.random import BrownianPath, noise
-    from suffuse.samplers import run, sample
+    from suffuse.samplers import log_prob, run, sample
     from suffuse.training import fit, load, save
 
 

@@ -3,12 +3,15 @@
 from suffuse.samplers.adams import adams, deis, lms, noise_adams, plms, sa_solver, trig_adams
 from suffuse.samplers.adaptive import adaptive
 from suffuse.samplers.ancestral import consistency, ddim, ddpm
+from suffuse.samplers.bound import variational_bound
 from suffuse.samplers.cfgpp import cfgpp
 from suffuse.samplers.encode import decode_pair, encode, encode_pair
 from suffuse.samplers.exponential import dpmpp, dpmpp_2s, dpmpp_multistep_sde, dpmpp_sde
 from suffuse.samplers.fitted import fit
 from suffuse.samplers.inversion import bdia, edict
 from suffuse.samplers.learned import ddpm_learned
+from suffuse.samplers.likelihood import bits_per_dim, log_prob
+from suffuse.samplers.picard import picard
 from suffuse.samplers.plan import Plan, PlanError
 from suffuse.samplers.res import res, res_multistep
 from suffuse.samplers.rule import Rule, sampler
@@ -27,6 +30,7 @@ __all__ = [
     "adams",
     "adaptive",
     "bdia",
+    "bits_per_dim",
     "cfgpp",
     "churn",
     "combine",
@@ -51,8 +55,10 @@ __all__ = [
     "kutta3",
     "langevin",
     "lms",
+    "log_prob",
     "midpoint",
     "noise_adams",
+    "picard",
     "plan_for",
     "plms",
     "res",
@@ -66,6 +72,7 @@ __all__ = [
     "seeds",
     "trig_adams",
     "unipc",
+    "variational_bound",
 ]
 
 

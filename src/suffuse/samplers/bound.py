@@ -85,7 +85,7 @@ def variational_bound(
 
 
 def _step(step: Transition, p: Any, error: Tensor, variance: str | None) -> Tensor:
-    """Twice the KL divergence from N(., small) to N(., var) whose means are on_x0 apart times the error, elementwise."""
+    """Twice KL(N(., small) || N(., var)), elementwise, of means whose squared distance is on_x0^2 times the error."""
     if variance == "learned" or (variance is None and p.fraction is not None):
         log_ratio = step.log_var(p) - math.log(step.small)
         inverse = (-log_ratio).exp()

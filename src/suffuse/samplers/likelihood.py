@@ -2,9 +2,11 @@
 
     log p(x_0) = log p_1(x_1) + D log(alpha_1 + sigma_1) + integral over tau of tr(du/dy),    dy/dtau = u = eps - x0
 
-in y = x/(alpha + sigma), tau = sigma/(alpha + sigma), every row with adaptive steps of its own. The trace is exact, with
-one backward pass a dimension, or Hutchinson's estimate v . (du/dy) v with v = +-1 (Chen et al. 2018; Grathwohl et al.
-2019; Song et al. 2021, section 4.3 and appendix D.2).
+in y = x/(alpha + sigma), tau = sigma/(alpha + sigma), every row with adaptive steps of its own. The trace is exact,
+with one backward pass a dimension, or Hutchinson's estimate v . (du/dy) v with v = +-1.
+
+Chen et al. 2018 (neural ODE); Grathwohl et al. 2019 (FFJORD); Song et al. 2021 (score SDE), appendix D.2; Bekas et al.
+2007 for Hadamard probes.
 """
 
 from __future__ import annotations
@@ -46,9 +48,9 @@ def log_prob(
 ) -> Tensor:
     """log p(x0) of each row, in nats.
 
-    What is assumed: the data has a density that is smooth on the scale of the noise at `end` (eps there is then
-    proportional to sigma, and the rest of the way is integrated with that); and x at t = 1 has the density `prior`.
-    A network's flow has a likelihood of its own, which is what this is: it need not be that of its stochastic sampler.
+    It is the density of what `sf.sample` makes of unit noise along the exact flow; a stochastic sampler of the same
+    network has another. Assumed is that this density is smooth on the scale of the noise at `end`: eps is then
+    proportional to sigma below, and the rest of the way is integrated with that.
 
     Args:
         denoiser: (x, t) -> Prediction with a `.schedule`, differentiable in x.
@@ -56,11 +58,12 @@ def log_prob(
         trace: "exact", D backward passes a call for D dimensions, or "hutchinson", `probes` of them; by default exact
             up to 64 dimensions.
         seed: of Hutchinson's probes, which need one; row i's depend on (seed, first + i) only.
-        probes: how many are averaged. The estimate has no bias, and variance in 1/probes.
+        probes: how many are averaged: rows of a Walsh-Hadamard matrix with the same random signs for all, so that the
+            estimate has no bias, variance in about 1/probes, and none left at D probes (D rounded up to a power of 2).
         first: number of the first row, when the batch is a part of a larger one.
         rtol, atol, method, end: as for `adaptive`; errors of the state and of the log density are controlled together.
-        prior: (B, ...) -> (B,) log density of x at t = 1; by default N(0, (alpha_1^2 + sigma_1^2) I), that of data of
-            mean 0 and unit variance, and of any data where alpha_1 = 0.
+        prior: (B, ...) -> (B,) log density of x at t = 1; by default N(0, (alpha_1^2 + sigma_1^2) I), where `sample`
+            starts: that of data of mean 0 and unit variance, and of any data where alpha_1 = 0.
         grad: whether gradients flow through the whole run.
     Returns:
         (B,) in nats; `bits_per_dim` converts.
@@ -79,8 +82,10 @@ def log_prob(
     directions = None
     if trace == "hutchinson":
         assert seed is not None
-        signs = [bits(x0.shape, seed, step=k, stream=_STREAM, first=first, device=x0.device) for k in range(probes)]
-        directions = [(2 * (s >> 31) - 1).to(x0.dtype) for s in signs]
+        signs = bits(x0.shape, seed, stream=_STREAM, first=first, device=x0.device) >> 31
+        directions = [
+            (1 - 2 * (signs ^ _walsh(k, size, signs).reshape(x0.shape[1:]))).to(x0.dtype) for k in range(probes)
+        ]
     modules = [m for net in networks(denoiser) for m in net.modules()]
     with evaluating(modules), torch.set_grad_enabled(grad):
         return _integrate(denoiser, x0, directions, adaptive(rtol, atol, method, end=end), prior)
@@ -95,6 +100,16 @@ def bits_per_dim(log_prob: Tensor, dims: int, *, levels: int = 256, low: float =
     Theis et al. 2016, section 3.1.
     """
     return -log_prob / (dims * math.log(2)) - math.log2((high - low) / levels)
+
+
+def _walsh(k: int, size: int, like: Tensor) -> Tensor:
+    """Row k of the Walsh-Hadamard matrix as bits: the parity of k & i, for i below `size`."""
+    i = torch.arange(size, device=like.device)
+    parity = torch.zeros_like(i)
+    for place in range(k.bit_length()):
+        if k >> place & 1:
+            parity = parity ^ (i >> place & 1)
+    return parity
 
 
 def _divergence(ask: Callable[[Tensor], Tensor], y: Tensor, directions: list[Tensor] | None) -> tuple[Tensor, Tensor]:
