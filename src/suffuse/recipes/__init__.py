@@ -1,5 +1,5 @@
 """Recipes: one readable file for each thing that suffuse trains."""
 
-from suffuse.recipes import digits
+from suffuse.recipes import digits, judges
 
-__all__ = ["digits"]
+__all__ = ["digits", "judges"]

@@ -44,8 +44,16 @@ class Spec:
         def padded(value: Tensor) -> Tensor:
             return torch.nn.functional.pad(value, (0, MOST - value.shape[1]), value=-1)
 
-        rows = (padded(value) for value in (scenes.shape, scenes.colour, scenes.size, scenes.fill))
-        return Spec(scenes.count, *rows, scenes.background, scenes.style, scenes.relation)
+        return Spec(
+            count=scenes.count,
+            shape=padded(scenes.shape),
+            colour=padded(scenes.colour),
+            size=padded(scenes.size),
+            fill=padded(scenes.fill),
+            background=scenes.background,
+            style=scenes.style,
+            relation=scenes.relation,
+        )
 
 
 @dataclass(frozen=True, eq=False)
