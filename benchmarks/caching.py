@@ -5,7 +5,7 @@ pixels of all samples: to the same plan uncached, and to a fine uncached run. Co
 operations of matrix products and convolutions; times are CPU time of one thread, the least of several runs that take
 turns.
 
-    python benchmarks/caching.py [--steps 30] [--samples 32] [--sampler dpmpp] [--picture docs/images/caching.png]
+    python benchmarks/caching.py [--steps 30] [--samples 32] [--sampler dpmpp] [--grid flow] [--picture p.png]
 
 Trains what is missing in runs/ first: `runs/digits` and `runs/caching/dit`, some minutes each.
 """
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import suffuse as sf
 from suffuse.recipes import digits
 
-FINE, REPEATS, W, GRID = 300, 3, 2.0, sf.grids.flow
+FINE, REPEATS, W = 300, 3, 2.0
 WAYS = {
     "reuse": [{"every": n} for n in (2, 3, 5)],
     "order 1": [{"every": n, "order": 1} for n in (2, 3, 5)],
@@ -39,7 +39,7 @@ def unet():
 
 
 def dit():
-    """A DiT of 8 blocks, 2.7 M parameters, trained on the same digits."""
+    """A DiT of 8 blocks, 2.5 M parameters, trained on the same digits."""
     folder = Path("runs/caching/dit")
     if not folder.exists():
         with torch.random.fork_rng([]):
@@ -52,7 +52,7 @@ def dit():
     return sf.load(folder)
 
 
-def measure(model, steps: int, samples: int, sampler) -> list[dict]:
+def measure(model, steps: int, samples: int, sampler, grid) -> list[dict]:
     """A row a way of sampling."""
     start, label = sf.noise((samples, 1, 8, 8), seed=0), torch.arange(samples) % 10
     base = sf.guide(model.given(label=label), model, W)
@@ -62,17 +62,17 @@ def measure(model, steps: int, samples: int, sampler) -> list[dict]:
         for how in options:
             text = ", ".join(f"{k}={v}" for k, v in how.items())
             ways.append((name, text, sf.cached(base, **how), steps))
-    fine = sf.sample(base, start, sampler=sampler, grid=GRID, steps=FINE)
+    fine = sf.sample(base, start, sampler=sampler, grid=grid, steps=FINE)
     rows = []
     for name, text, denoiser, n in ways:
         with FlopCounterMode(display=False) as counter:
-            x = sf.sample(denoiser, start, sampler=sampler, grid=GRID, steps=n)
+            x = sf.sample(denoiser, start, sampler=sampler, grid=grid, steps=n)
         deep = denoiser.cost.share if name != "uncached" else n / steps
         rows.append({"name": name, "how": text, "x": x, "flops": counter.get_total_flops(), "deep": deep, "time": 1e9})
     for _ in range(REPEATS):
         for row, (_, _, denoiser, n) in zip(rows, ways, strict=True):
             began = time.process_time()
-            sf.sample(denoiser, start, sampler=sampler, grid=GRID, steps=n)
+            sf.sample(denoiser, start, sampler=sampler, grid=grid, steps=n)
             row["time"] = min(row["time"], time.process_time() - began)
     full = dict(rows[0])
     for row in rows:
@@ -119,15 +119,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sampler", choices=["dpmpp", "ddim"], default="dpmpp")
+    parser.add_argument("--grid", choices=["flow", "logsnr"], default="flow")
     parser.add_argument("--picture")
     told = parser.parse_args()
     torch.set_num_threads(1)
     sampler = sf.samplers.dpmpp(order=2) if told.sampler == "dpmpp" else sf.samplers.ddim
-    about = f"digits, n={told.samples}, guided w={W:g}, {sampler} on grids.flow, {told.steps} steps (fine: {FINE})"
+    about = (
+        f"digits, n={told.samples}, guided w={W:g}, {sampler} on grids.{told.grid}, {told.steps} steps (fine: {FINE})"
+    )
     print(about)
     results = {}
     for title, make in (("U-Net", unet), ("DiT", dit)):
-        results[title] = measure(make(), told.steps, told.samples, sampler)
+        results[title] = measure(make(), told.steps, told.samples, sampler, getattr(sf.grids, told.grid))
         table(title, results[title])
     if told.picture:
         picture(results, told.picture, about)
