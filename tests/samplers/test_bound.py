@@ -54,9 +54,11 @@ def test_an_exact_chain_loses_nothing(schedule):
     """Unit Gaussian data: prior, steps and decoder are all exact, so on average the bound is the likelihood."""
     world = oracle.Gaussian(torch.zeros(2, dtype=torch.float64), 1.0, schedule=schedule)
     model = told(world, exact(schedule, 1.0))
-    x = torch.tensor([[0.8, -1.1]], dtype=torch.float64)
-    bound = variational_bound(model, x.expand(N, -1), steps=4, seed=0)
-    assert_mean(bound, world.log_prob(x), 0.05)
+    x = torch.tensor([[2.5, -2.0]], dtype=torch.float64)
+    late = [schedule.time(v) for v in (-1.0, 0.0, 1.5, 5.0)] + [0.0]  # where sample would start, prior and all
+    for how in ({"steps": 4}, {"grid": late}):
+        bound = variational_bound(model, x.expand(N, -1), seed=0, **how)
+        assert_mean(bound, world.log_prob(x), 0.05)
 
 
 def test_so_does_one_of_other_spread_when_the_decoder_is_told():

@@ -97,6 +97,14 @@ def test_what_moves_with_the_frozen_drift_is_found_in_one_round():
         torch.testing.assert_close(last.x, plan(steady, Z * (0.9**2 + 0.1**2) ** 0.5), rtol=0, atol=1e-9)
 
 
+def test_a_change_that_cancels_over_a_row_is_a_change():
+    means = torch.tensor([[-1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+    world = oracle.Mixture([0.5, 0.5], means, 0.05, schedule=LINEAR)
+    z = noise((8, 1), seed=0, dtype=torch.float64) * torch.tensor([1.0, -1.0], dtype=torch.float64)
+    x = sample(world, z, sampler=picard(ddim, 1e-4), steps=30)
+    assert rms(x - sample(world, z, sampler=ddim, steps=30)) < 1e-4
+
+
 def test_conditions_are_repeated_for_the_batch_and_two_times_are_told():
     means = torch.tensor([[-2.0, 0.0], [1.5, 1.0], [0.0, -1.0]], dtype=torch.float64)
     world = oracle.Mixture([1, 1, 1], means, [0.3, 0.2, 0.1], schedule=LINEAR)
