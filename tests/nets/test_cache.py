@@ -117,7 +117,7 @@ def test_a_cache_that_is_off_changes_no_bit(kind: str, how: dict):
     base = guide(model(kind).given(label=[0, 1, 2, 3]), model(kind), 1.5)
     x = start(kind)
     fast = cached(base, **how)
-    assert torch.equal(sample(fast, x, steps=5), sample(base, x, steps=5))
+    assert torch.equal(sample(fast, x, steps=5, grid=grids.uniform), sample(base, x, steps=5, grid=grids.uniform))
     assert fast.cost.share == 1 and fast.cost.asked > 0
 
 
@@ -138,13 +138,15 @@ def test_every_run_begins_anew_and_leaves_the_network_as_it_was(kind: str, how: 
     sampler = {"dit": samplers.heun, "mlp": samplers.ddpm}.get(kind, samplers.dpmpp(order=2))
     fast = cached(base, **how)
     began = base(x, 0.5).x0
-    first, cost = sample(fast, x, sampler=sampler, steps=5, seed=0), fast.cost.made
-    for _ in run(fast, x.flip(0), sampler=sampler, steps=7, seed=1):
+    first, cost = sample(fast, x, sampler=sampler, steps=8, grid=grids.uniform, seed=0), fast.cost.made
+    for _ in run(fast, x.flip(0), sampler=sampler, steps=5, grid=grids.uniform, seed=1):
         assert spotless(base.net), "also between the steps"
-    again = sample(fast, x, sampler=sampler, steps=5, seed=0)
+    again = sample(fast, x, sampler=sampler, steps=8, grid=grids.uniform, seed=0)
     assert torch.equal(first, again) and fast.cost.made == cost
     assert torch.equal(base(x, 0.5).x0, began)
-    assert not torch.equal(first, sample(base, x, sampler=sampler, steps=5, seed=0)), "it does something"
+    assert not torch.equal(first, sample(base, x, sampler=sampler, steps=8, grid=grids.uniform, seed=0)), (
+        "it does something"
+    )
 
 
 @CASES
@@ -211,7 +213,7 @@ def test_calls_within_one_evaluation_keep_their_own_features():
 def test_a_guided_batch_may_lose_rows_by_a_mask():
     base, x = model("dit"), start("dit")
     fast = cached(guide(base.given(label=[0, 1, 2, 3]), base, 2.0), every=5)
-    for step in run(fast, x, steps=10):
+    for step in run(fast, x, steps=10, grid=grids.uniform):
         if step.k == 1:
             step.take(torch.tensor([True, False, True, True]))
     assert fast.cost.made == 8 + 6 + 6, "at the start, after the loss, and five evaluations later"
@@ -228,7 +230,7 @@ def test_two_networks_have_a_cache_each():
     good, bad, x = model("dit"), model("unet", seed=1), start("dit")
     fast = cached(guide(good.given(label=1), bad, 2.0), every=4)
     counts = [Rows(deep_parts(good.net)), Rows(deep_parts(bad.net))]
-    sample(fast, x, steps=8)
+    sample(fast, x, steps=8, grid=grids.uniform)
     assert [count.seen for count in counts] == [[4, 4], [4, 4]]
     assert spotless(good.net) and spotless(bad.net)
 
@@ -278,7 +280,7 @@ def test_a_method_that_an_instance_had_of_its_own_comes_back():
         return plain(h, told)
 
     block.forward = own
-    sample(cached(base, every=2), x, steps=4)
+    sample(cached(base, every=2), x, steps=4, grid=grids.uniform)
     assert block.__dict__["forward"] is own and calls == [4, 4]
 
 
