@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import worlds
-from peers import peers
+from peers import attempt, peers
 
 import suffuse as sf
 
@@ -89,11 +89,8 @@ def solve(problem: tuple[Any, ...], samples: int, fitted: bool, held: bool) -> d
                 plan = sf.samplers.fit(world, nfe, pilots.noise, reference=pilots.at(0.0))
                 row["fitted"] = truth.error(plan(world, x)) | {"seconds": time.perf_counter() - began}
             for name, peer in peers().items():
-                try:
-                    made = peer(truth, schedule, nfe)
-                except (ValueError, IndexError, RuntimeError, ZeroDivisionError, OverflowError, AttributeError):
-                    continue  # a configuration that its library does not run
-                if made is not None and made[2] <= nfe:
+                made = attempt(peer, truth, schedule, nfe)
+                if made is not None:
                     row[name] = truth.error(made[0], made[1])
         print(f"{kind} d={d} {label}: done", flush=True)
     return found
@@ -168,7 +165,7 @@ def report(found: dict[str, dict[int, Result]], samples: int, held: bool, minute
             short = name.replace("diffusers ", "").replace("even in log rho", "log")
             cells.append(f"{found[p][n]['default']['rmse']:.2g} / {rmse:.2g} {short}")
         text.append(f"| {p} | " + " | ".join(cells) + " |")
-    command = "python benchmarks/solvers" + (" --held-out" if held else "")
+    command = "python benchmarks/solvers" + (" --held-out" if held else "") + (" --fit" if "fitted" in own else "")
     text += ["", f"`{command}`, {minutes:.0f} minutes; {versions}."]
     return "\n".join(text) + "\n"
 
@@ -217,6 +214,7 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--samples", type=int, default=4096)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--raw", type=pathlib.Path, help="also write every number there, as JSON")
     parser.add_argument("--out", type=pathlib.Path, default=DOCS)
     args = parser.parse_args()
     began, problems = time.perf_counter(), HELD if args.held_out else BASE
@@ -228,7 +226,8 @@ def main() -> None:
     name = "solvers-held-out" if args.held_out else "solvers"
     args.out.mkdir(parents=True, exist_ok=True)
     page = report(found, args.samples, args.held_out, (time.perf_counter() - began) / 60)
-    (args.out / f"{name}.json").write_text(json.dumps(found))
+    if args.raw is not None:
+        args.raw.write_text(json.dumps(found))
     (args.out / f"{name}.md").write_text(page)
     draw(found, args.out / f"{name}.png")
     print(page)

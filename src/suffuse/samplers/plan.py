@@ -331,10 +331,12 @@ class Plan:
             walk.current, walk.partner = k - 1, k - 2 if plan.rows[k - 2].partner else None
             step = RunStep(row.step + offset, self.steps, plan.grid[row.step], row.t, walk)
             yield step
-            if step.jump is not None:
-                if self._rebuild is None or not 0 <= step.jump <= self.steps:
-                    raise ValueError(f"cannot go to step {step.jump} of {self.steps}")
-                state, offset = walk.values["x", walk.current], step.jump
+            jump = step.jump
+            del step  # it holds a state and a prediction that nothing else may need
+            if jump is not None:
+                if self._rebuild is None or not 0 <= jump <= self.steps:
+                    raise ValueError(f"cannot go to step {jump} of {self.steps}")
+                state, offset = walk.values["x", walk.current], jump
                 if offset == self.steps:
                     return
                 plan, k = self._rebuild(self.grid[offset:]), 1
@@ -345,6 +347,7 @@ class Plan:
         out = x if isinstance(x, Tensor) else x[-1]
         for step in self.run(denoiser, x, path):
             out = step.x
+            del step
         return out
 
 

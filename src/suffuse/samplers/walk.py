@@ -73,6 +73,7 @@ class Walk:
             return
         x = self.values["x", i]
         self.nfe += 1
+        self.prediction = None  # not to be held while the next one is made
         p = call(self.denoiser, x, plan.rows[i].t, to)
         if not isinstance(p, Prediction):
             raise TypeError(f"a denoiser must return a Prediction, got {type(p).__name__}")
@@ -90,10 +91,13 @@ class Walk:
             on_x, on_output = shares[quantity]
             if on_x == 0:
                 self.sums[name, i] = [(on_output, output)]
-            elif uses == 1:
+            elif uses == 1 or {"x0", "eps"} <= plan.uses[i].keys():  # x and the output serve both
                 self.sums[name, i] = [(on_x, x), (on_output, output)]
-            else:  # one multiply-add now, the common factor later
-                self.sums[name, i] = [(on_x, torch.add(x, output, alpha=on_output / on_x))]
+            else:  # one multiply-add now, the common factor later; it stands for the output, which may go
+                folded = torch.add(x, output, alpha=on_output / on_x)
+                self.sums[name, i] = [(on_x, folded)]
+                if name == "x0" and p.var is None and p.fraction is None:
+                    self.prediction = Prediction(x, p.alpha, p.sigma, x0=lambda y=folded, c=on_x: c * y)
 
     def take(self, index: Tensor) -> None:
         """Keep these rows of the batch in everything later rows use."""
