@@ -121,7 +121,7 @@ def table(found: dict[str, dict[int, Result]], names: list[str], key: str) -> st
     lines = ["| sampler | " + " | ".join(map(str, NFE)) + " | all |", "|---" * (len(NFE) + 2) + "|"]
     for name in names:
         r = ratios(found, name, key)
-        cells = [geometric(r[n]) for n in NFE] + [geometric(sum(r.values(), []))]
+        cells = [geometric(r[n]) for n in NFE] + [geometric(v for values in r.values() for v in values)]
         lines.append(f"| {name} | " + " | ".join(f"{c:.3g}" for c in cells) + " |")
     return "\n".join(lines)
 
@@ -130,12 +130,12 @@ def report(found: dict[str, dict[int, Result]], samples: int, held: bool, minute
     """The page."""
     problems = list(found)
     own = [n for n in found[problems[0]][NFE[0]] if not is_peer(n)]
-    own.sort(key=lambda n: geometric(sum(ratios(found, n, "rmse").values(), [])))
+    own.sort(key=lambda n: geometric(v for values in ratios(found, n, "rmse").values() for v in values))
     versions = ", ".join(f"{p} {_version(p)}" for p in ("suffuse", "torch", "diffusers", "azula"))
     tried = sorted({n for rows in found.values() for row in rows.values() for n in row if is_peer(n)})
     text = [
-        f"RMSE to the exact flow over that of the best of {len(tried)} peer configurations *of each problem and budget*:",
-        f"geometric means over {len(problems)} problems, {samples:,} samples each, float64, by network evaluations.",
+        f"RMSE to the exact flow over that of the best of {len(tried)} peer configurations *of each problem and*",
+        f"*budget*: geometric means over {len(problems)} problems, {samples:,} samples each, float64, by network evaluations.",
         "",
         table(found, own, "rmse"),
         "",

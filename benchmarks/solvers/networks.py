@@ -1,7 +1,7 @@
 """The same comparison on trained networks: the default against every peer, guided and unguided, in RMSE to a fine run.
 
-    python benchmarks/solvers/networks.py digits RUN      a run of `suffuse train digits`
-    python benchmarks/solvers/networks.py fashion RUN     trained first if RUN is not there (SUFFUSE_DATA; 10 minutes)
+python benchmarks/solvers/networks.py digits RUN      a run of `suffuse train digits`
+python benchmarks/solvers/networks.py fashion RUN     trained first if RUN is not there (SUFFUSE_DATA; 10 minutes)
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def main() -> None:
         lines += compare(f"{args.data}, w=1", told, shape, args.n)
         lines += compare(f"{args.data}, w=2.5", sf.guide(told, model, w=2.5), shape, args.n)
     text = (
-        f"RMSE of {args.n} samples to a run of 400 evaluations from the same noise, and of the best peer of each budget "
+        f"RMSE of {args.n} samples to a run of 400 evaluations from the same noise, and the best peer of each budget "
         f"({len(peers())} configurations tried).\n\n" + "\n".join(lines)
     )
     (DOCS / f"solvers-{args.data}.md").write_text(text + "\n")

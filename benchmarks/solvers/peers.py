@@ -128,11 +128,9 @@ def _drive(scheduler: Any, scaled: str, truth: Truth, flow: bool) -> tuple[Tenso
     first = level(0, scheduler.timesteps[0])
     if first < 20:  # it would be spared a part of the way
         return None
-    started = truth.at(first) if math.isfinite(first) else truth.noise
-    if scaled == "y":
-        x = started
-    else:
-        x = started * _alpha(first, flow) if math.isfinite(first) else started
+    x = truth.at(first) if math.isfinite(first) else truth.noise
+    if scaled == "x" and math.isfinite(first):
+        x = x * _alpha(first, flow)
     for i, t in enumerate(scheduler.timesteps):
         rho = level(i, t)
         if not math.isfinite(rho):
@@ -196,10 +194,7 @@ def azula_peer(name: str, options: dict[str, Any], warp: str) -> Peer:
 
             def forward(self, x: Tensor, t: Tensor) -> Any:
                 alpha, sigma = (float(v) for v in self.schedule(t))
-                return azula.denoise.DiracPosterior(alpha_free(x / alpha, sigma / alpha))
-
-        def alpha_free(y: Tensor, rho: float) -> Tensor:
-            return d(y, rho)
+                return azula.denoise.DiracPosterior(d(x / alpha, sigma / alpha))
 
         model = Asked()
         steps = nfe // 2 if name == "HeunSampler" else nfe

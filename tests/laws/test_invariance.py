@@ -73,7 +73,7 @@ def test_walking_a_run_is_running_it(rule):
 def test_a_state_that_is_set_is_what_the_run_goes_on_from():
     x = noise((3, 3, 4), seed=1)
     other = noise((3, 3, 4), seed=9)
-    for step in run(WORLD, x, sampler=samplers.ddim, steps=6):
+    for step in run(WORLD, x, sampler=samplers.ddim, steps=6, grid=grids.logsnr):
         if step.k == 0:
             step.x = other
         out = step.x

@@ -43,6 +43,12 @@ def test_a_model_comes_back_as_it_was(name, tmp_path):
     assert model_hash(tmp_path / "m") == first, "saving twice is the same bytes"
 
 
+def test_a_learned_variance_comes_back(tmp_path):
+    model = Denoiser(nn.Linear(2, 4), schedules.VP(), "eps", variance="range")
+    save(model, tmp_path / "m")
+    assert load(tmp_path / "m", net=nn.Linear(2, 4)).variance == "range"
+
+
 def test_a_network_of_ones_own_is_passed_in(tmp_path):
     net = nn.Linear(2, 2)
     model = Denoiser(lambda x, t: x, schedules.Linear())

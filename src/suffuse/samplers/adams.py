@@ -88,7 +88,7 @@ def adams(step: Step, order: int = 3, corrector: int = 4, q: float = 1.0, last: 
 
 @sampler(order=_angle_order, cold_order=_angle_cold, law="consistent")
 def trig_adams(step: Step, order: int = 3, corrector: int = 4, spread: float = 1.0, last: int = 2) -> Symbol:
-    """`adams` along the angle phi = arctan(sigma/(alpha s)), in which Gaussian data of standard deviation s stand still.
+    """`adams` along the angle phi = arctan(sigma/(alpha s)), in which N(0, s^2) data stand still.
 
     x_b/q_b = x_a/q_a + integral of F over phi,   q^2 = alpha^2 s^2 + sigma^2,   F = (alpha s eps - (sigma/s) x0)/q
 

@@ -121,7 +121,7 @@ def _solve(plan: Plan, denoiser: Any, noise: Tensor, end: Tensor, *, ridge: floa
         states: list[Tensor] = [x]
         asked: dict[int, Any] = {}
         rows: list[Row] = [plan.rows[0]]
-        for k, row in enumerate(plan.rows[1:], 1):
+        for row in plan.rows[1:]:
             shares: dict[int, Tensor] = {}
             carried = torch.zeros_like(x)
             for (kind, i), c in (row.terms or {}).items():

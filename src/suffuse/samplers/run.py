@@ -22,7 +22,7 @@ __all__ = ["default", "plan_for", "run", "sample"]
 Grid = Callable[..., Tensor] | Tensor | Sequence[float]
 
 
-def default(schedule: Schedule, steps: int) -> tuple[Rule, Callable[..., Tensor]]:
+def default(schedule: Schedule, steps: int) -> tuple[Rule, partial[Tensor]]:
     """The sampler and the grid that `sample` uses when none is named: measured best by budget (docs/choosing.md)."""
     if steps < 7:
         rule, grid = trig_adams(order=2, corrector=5, spread=0.9, last=1), partial(grids.flow, shift=1.3, power=1.4)

@@ -4,7 +4,7 @@ Data prediction:   x_b = (sigma_b/sigma_a) e^(-tau^2 h) x_a + sum_j w_j x0_j + n
                    w_j = (1 + tau^2) alpha_b integral of e^(-(1 + tau^2)(lambda_b - lambda)) L_j over lambda
 Noise prediction:  x_b / alpha_b = x_a / alpha_a + sum_j w_j eps_j,   w_j = integral of L_j over rho = sigma/alpha
 
-Angle:             x_b / q_b = x_a / q_a + sum_j w_j F_j,   w_j = integral of L_j over the angle arctan(sigma / (alpha s))
+Angle:             x_b / q_b = x_a / q_a + sum_j w_j F_j,   w_j = integral of L_j over arctan(sigma / (alpha s))
 
 with lambda = log(alpha/sigma), h = lambda_b - lambda_a, and L_j the Lagrange polynomials in a coordinate of choice.
 """

@@ -76,6 +76,7 @@ def write_model(folder: Path, model: Denoiser) -> None:
             "net": describe(model.net),
             "schedule": model.schedule.to_json(),
             "predicts": model.parameterization.name,
+            "variance": model.variance,
         },
     )
     write_tensors(folder / "model.safetensors", model.net.state_dict())
@@ -122,7 +123,7 @@ def load(path: str | Path, *, net: nn.Module | None = None) -> Denoiser:
         schedule = schedules.from_json(about["schedule"])
     except ValueError as error:
         raise ModelFileError(f"{path}/model.json: {error}") from None
-    return Denoiser(net.eval(), schedule, about["predicts"])
+    return Denoiser(net.eval(), schedule, about["predicts"], variance=about.get("variance"))
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], source: Any) -> None:
