@@ -2,7 +2,7 @@
 
 Every cell of an 8 x 8 grid says, for each size, how near it is to the centre of an object of that size, and which
 object that is; a shape of "none" is an object that is no shape, and a background may be "none". `ConvJudge` looks with
-small kernels and batch statistics, `PatchJudge` with attention between patches.
+convolutions only, `PatchJudge` with attention between patches.
 """
 
 from __future__ import annotations
@@ -154,15 +154,17 @@ class ConvJudge(_CellReader):
 
 
 class PatchJudge(_CellReader):
-    """A transformer over 8 x 8 overlapping patches, with a token for the whole picture."""
+    """A transformer over 8 x 8 patches, which four convolutions of stride 2, 1, 2, 1 make, and one for the whole."""
 
-    def __init__(self, width: int = 128, depth: int = 3) -> None:
+    def __init__(self, width: int = 128, depth: int = 2) -> None:
         super().__init__(width, width)
         w = width
+
+        def layer(a: int, b: int, kernel: int, stride: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(a, b, kernel, stride, 1, bias=False), nn.BatchNorm2d(b), nn.GELU("tanh"))
+
         self.patches = nn.Sequential(
-            *(nn.Conv2d(3, w // 4, 5, 1, 2), nn.GroupNorm(4, w // 4), nn.GELU("tanh")),
-            *(nn.Conv2d(w // 4, w, 4, 2, 1), nn.GroupNorm(8, w), nn.GELU("tanh")),
-            nn.Conv2d(w, w, 4, 2, 1),
+            layer(3, w // 2, 4, 2), layer(w // 2, w // 2, 3, 1), layer(w // 2, w, 4, 2), layer(w, w, 3, 1)
         )
         self.whole = nn.Parameter(0.1 * torch.randn(1, 1, w))
         self.blocks = nn.ModuleList(
@@ -177,7 +179,7 @@ class PatchJudge(_CellReader):
         self.norm = nn.LayerNorm(w)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.patches(x).flatten(2).transpose(1, 2)
+        h = self.patches(x.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
         h = h + positions((GRID, GRID), h.shape[-1], x.device).to(h.dtype)
         h = torch.cat([h, self.whole.expand(len(x), -1, -1).to(h.dtype)], 1)
         for attention, mlp in self.blocks:  # type: ignore[misc]
