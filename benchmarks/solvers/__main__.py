@@ -135,7 +135,7 @@ def report(found: dict[str, dict[int, Result]], samples: int, held: bool, minute
     tried = sorted({n for rows in found.values() for row in rows.values() for n in row if is_peer(n)})
     text = [
         f"RMSE to the exact flow over that of the best of {len(tried)} peer configurations *of each problem and*",
-        f"*budget*: geometric means over {len(problems)} problems, {samples:,} samples each, float64, by network evaluations.",
+        f"*budget*: geometric means over {len(problems)} problems, {samples:,} samples each, by network evaluations.",
         "",
         table(found, own, "rmse"),
         "",
