@@ -55,6 +55,22 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail, i
     ),
     (
         "2 order",
+        "samplers/adams.py",
+        "- (n.sigma / (s * q(n))) * n.x0",
+        "- (n.sigma / q(n)) * n.x0",
+        "laws/test_order.py -k trig_adams",
+        "the slope along the angle without 1/s (right at s = 1)",
+    ),
+    (
+        "2 order",
+        "samplers/weights.py",
+        "values = lagrange([angle(n, spread) for n in nodes], start + (end - start) * s)",
+        "values = lagrange([angle(n, spread) for n in nodes], start + 1.1 * (end - start) * s)",
+        "laws/test_order.py -k trig_adams",
+        "weights along the angle integrated too far",
+    ),
+    (
+        "2 order",
         "samplers/weights.py",
         "raw = (lagrange(at, coordinate(a, u)) * (w * np.exp(rate * (u - end)))).sum(1)",
         "raw = (lagrange(at, coordinate(a, u)) * (w * np.exp(rate * (u - end)))).sum(1) * np.linspace(1, 1.1, len(at))",
