@@ -368,6 +368,20 @@ def fresh(part: Any) -> Any:
     return part.fresh() if hasattr(part, "fresh") else part
 
 
+def stateless(part: Any, why: str) -> Any:
+    """A denoiser without per-run state, in any of its parts; `why` says what cannot keep it.
+
+    Raises:
+        ValueError: it holds state.
+    """
+    if isinstance(part, Composed):
+        if part.state is not None:
+            raise ValueError(f"{part._rest['name']}(...) keeps something from one evaluation to the next: {why}")
+        for inner in part.parts:
+            stateless(inner, why)
+    return part
+
+
 def call(part: Any, x: Tensor, t: Any, to: Any = None) -> Prediction:
     """Ask any denoiser, also a hand-written one that takes (x, t) only."""
     return part(x, t, to=to) if isinstance(part, _Base) or _takes_to(part) else part(x, t)

@@ -238,7 +238,7 @@ def leading(schedule: Schedule, steps: int, *, offset: int = 0, start: float = 1
     """Indices k (T // n) + offset, falling: what DDIM and Stable Diffusion (offset 1) used.
 
     Args:
-        end: the last time; 0.0 ends at clean data, 1/T at the first index ("set_alpha_to_one=False").
+        end: the last time; 0.0 ends at clean data, 1/T at the first index ("set_alpha_to_one=False", with an offset).
     Lin et al. 2024, table 2.
     """
     T = _discrete(schedule, steps)

@@ -62,4 +62,6 @@ def _guided(
     elif isinstance(w, Tensor):
         w = left(w, x)
     yes, no = together([pos, neg], x, t, to)
-    return (no + (yes - no) * w).against(no if inside is None else lambda: yes + (no - yes) * inside)
+    out = no + (yes - no) * w
+    out.fraction = yes.fraction  # a share of a range: the mean is guided, the variance is the positive's own
+    return out.against(no if inside is None else lambda: yes + (no - yes) * inside)

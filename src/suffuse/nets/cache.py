@@ -70,7 +70,8 @@ def cached(
 
     Put it outermost, as in cached(guide(pos, neg, w)): one evaluation may call a network several times, and what each
     call leaves is kept for the same call of the next evaluation. The networks are cut only while they are asked, and
-    left as they were. With `grad` off the features kept are constants; with it on, gradients flow through them.
+    left as they were. Outside `sample` and `run`, which begin anew, call `.fresh()` first. With `grad` off the features
+    kept are constants; with it on, gradients flow through them.
 
     Args:
         part: a denoiser around UNet, DiT or MLP, or made of such.

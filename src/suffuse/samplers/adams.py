@@ -22,6 +22,16 @@ def _sum(w: Sequence[float], values: Sequence[Symbol]) -> Symbol:
     return sum((c * v for c, v in zip(w, values, strict=True)), Symbol({}))
 
 
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ValueError(f"{name} must be at least {least:g}, got {value:g}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be a positive number, got {value:g}")
+
+
 def evaluated(step: Step) -> list[Point]:
     """The points whose predictions a predict-evaluate-correct rule may use, newest first: where it evaluated."""
     before = step.past(1)
@@ -81,6 +91,9 @@ def adams(step: Step, order: int = 3, corrector: int = 4, q: float = 1.0, last: 
         last: values used in a step to t = 0.
     Zhao et al. 2023 (UniPC), algorithm 1, with exact weights; Xue et al. 2023 (SA-Solver) at tau = 0.
     """
+    _at_least("order", order, 1)
+    _at_least("last", last, 1)
+    _positive("q", q)
     a, b = step.a, step.b
     through = _data(step, b.sigma / a.sigma * a.x, weights.bounded(q))
     return _predict_correct(step, through, last if b.sigma == 0 else order, corrector)
@@ -101,6 +114,9 @@ def trig_adams(step: Step, order: int = 3, corrector: int = 4, spread: float = 1
         last: values used in a step to t = 0.
     Lu & Song 2025 (sCM), section 3 (TrigFlow); F is EDM's (Karras et al. 2022, table 1) with the sign turned.
     """
+    _at_least("order", order, 1)
+    _at_least("last", last, 1)
+    _positive("spread", spread)
     a, b, s = step.a, step.b, spread
 
     def q(p: Level) -> float:
@@ -121,6 +137,8 @@ def sa_solver(step: Step, order: int = 2, tau: float = 1.0, corrector: int = 0) 
         order, corrector: values of x0 used. tau: 0 is the flow, 1 the reverse SDE.
     Xue et al. 2023 (SA-Solver), algorithm 1.
     """
+    _at_least("order", order, 1)
+    _at_least("tau", tau, 0)
     a, b = step.a, step.b
     keep = (0.0 if a.alpha == 0 else (b.sigma * a.alpha / (a.sigma * b.alpha)) ** (tau * tau)) if tau else 1.0
     carried = b.sigma / a.sigma * keep * a.x + b.sigma * math.sqrt(1 - keep**2) * step.z
@@ -145,6 +163,8 @@ def noise_adams(step: Step, order: int = 3, q: float = 1.0) -> Symbol:
         order: values of eps used, 1 to 4. q: of the coordinate.
     Zhang & Chen 2023 (DEIS), section 3; Lu et al. 2022 (DPM-Solver), multistep form.
     """
+    _at_least("order", order, 1)
+    _positive("q", q)
     return _noise_step(step, step.recent(order), weights.bounded(q))
 
 
@@ -156,6 +176,7 @@ def deis(step: Step, order: int = 3) -> Symbol:
         order: 1, 2 or 3: earlier values used; 0 is DDIM.
     Zhang & Chen 2023 (DEIS), eq. 15.
     """
+    _at_least("order", order, 0)
     return _noise_step(step, step.recent(order + 1), weights.time)
 
 
@@ -167,6 +188,7 @@ def lms(step: Step, order: int = 4) -> Symbol:
         order: values of eps used, 1 to 4.
     Karras et al. 2022, eq. 4 (the flow in sigma); Adams & Bashforth 1883.
     """
+    _at_least("order", order, 1)
     return _noise_step(step, step.recent(order), weights.rho)
 
 

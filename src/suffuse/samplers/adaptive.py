@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suffuse.denoise import fresh
+from suffuse.denoise import stateless
 from suffuse.parameterize import Prediction
 from suffuse.samplers.flow import Loop, first, lift, share, slope, time
 from suffuse.samplers.walk import RunStep
@@ -209,7 +209,8 @@ class Adaptive:
             x: (B, ...) the state at the first time, at that noise level.
             path: not used: this sampler draws no noise.
         """
-        denoiser, schedule = fresh(denoiser), denoiser.schedule
+        stateless(denoiser, "adaptive() asks each row at times of its own, and asks again where a step is refused")
+        schedule = denoiser.schedule
         loop, low = _Loop(denoiser, x), self.asked_first(denoiser)
         start, stop = max(self.start, low), max(self.stop, low)
         begin, end = share(schedule, start), share(schedule, stop)

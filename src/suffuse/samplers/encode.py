@@ -17,7 +17,7 @@ from torch import Tensor
 from suffuse.denoise import check_range, fresh
 from suffuse.samplers.flow import Loop, lift
 from suffuse.samplers.inversion import bdia
-from suffuse.samplers.plan import Plan
+from suffuse.samplers.plan import Plan, PlanError
 from suffuse.samplers.rule import Rule
 from suffuse.samplers.run import Grid, plan_for, walked
 from suffuse.samplers.stages import heun
@@ -39,12 +39,24 @@ class _Upward:
     def run(self, denoiser: Any, x: Tensor, path: Any = None) -> Iterator[Any]:
         schedule, times = self.plan.schedule, self.plan.grid[::-1]
         loop, states = Loop(fresh(denoiser), x), [x]
+        noise_only = schedule(times[-1])[0] == 0
+        if noise_only and len(times) == 2:
+            raise ValueError("one step from data to pure noise (alpha = 0) keeps nothing of the data: take more steps")
         if times[0] == 0 or self.given:
             loop.x = lift(loop, x, times[0], times[1])
             states, times = ([x, loop.x], times) if self.given else ([loop.x], times[1:])
             yield RunStep(0, self.plan.steps, self.plan.grid[-1], self.plan.grid[-2], loop)
         if len(times) > 1 + self.given:
-            yield from self.rule.plan(schedule, times, given=self.given, backward=True).run(denoiser, states)
+            try:
+                plan = self.rule.plan(schedule, times, given=self.given, backward=True)
+            except (ZeroDivisionError, PlanError) as error:
+                if not noise_only:
+                    raise
+                raise ValueError(
+                    f"{self.rule} cannot walk up to pure noise (alpha = 0 at t={times[-1]:g}): use sf.samplers.heun, "
+                    "or a grid from a time below that"
+                ) from error
+            yield from plan.run(denoiser, states)
 
 
 def _planned(denoiser: Any, x0: Tensor, rule: Any, steps: int | None, nfe: int | None, grid: Grid | None) -> Plan:
@@ -82,7 +94,7 @@ def encode(
     Returns:
         (B, ...) about standard normal, where the data has about unit variance.
     Raises:
-        ValueError: no budget or two; a sampler that draws noise.
+        ValueError: no budget or two; a sampler that draws noise, or cannot walk up to pure noise.
         TypeError: a sampler that has no way back.
     """
     if hasattr(sampler, "between"):

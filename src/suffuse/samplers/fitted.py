@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from suffuse.denoise import call, evaluating, fresh, networks
 from suffuse.samplers.plan import Plan, Row
-from suffuse.samplers.run import default, plan_for, sample
+from suffuse.samplers.run import default, plan_for, sample, walked
 from suffuse.samplers.symbols import Term
 
 __all__ = ["fit"]
@@ -101,7 +102,7 @@ def _curve(denoiser: Any, x: Tensor, times: tuple[float, ...], fine: int) -> lis
     rule, grid = default(denoiser.schedule, fine)
     between = [t for t in grid(denoiser.schedule, fine, start=times[0]).tolist() if t not in times]
     found, plan = {times[0]: x}, rule.plan(denoiser.schedule, sorted({*times, *between}, reverse=True))
-    for step in plan.run(denoiser, x):
+    for step in walked(plan, denoiser, x, None, False):
         if step.s in times:
             found[step.s] = step.x.clone()
     return [found[t] for t in times]
@@ -114,8 +115,8 @@ def _solve(plan: Plan, denoiser: Any, noise: Tensor, end: Tensor, *, ridge: floa
     ridge * N ||share_j||^2 (m_j - 1)^2 against leaving 1.
     """
     alpha, sigma = plan.schedule(plan.grid[0])
-    x = noise * math.hypot(alpha, sigma)
-    with torch.no_grad():
+    x, asking = noise * math.hypot(alpha, sigma), fresh(denoiser)
+    with torch.no_grad(), evaluating([m for net in networks(denoiser) for m in net.modules()]):
         curve = dict(zip(plan.grid, _curve(denoiser, x, plan.grid, fine), strict=True))
         curve[plan.grid[-1]] = end
         states: list[Tensor] = [x]
@@ -129,7 +130,7 @@ def _solve(plan: Plan, denoiser: Any, noise: Tensor, end: Tensor, *, ridge: floa
                     carried += c * states[i]
                     continue
                 if i not in asked:
-                    asked[i] = denoiser(states[i], plan.rows[i].t)
+                    asked[i] = call(asking, states[i], plan.rows[i].t, plan.grid[row.step + 1])
                 part = c * (asked[i].x0 if kind == "x0" else asked[i].eps)
                 shares[i] = shares[i] + part if i in shares else part
             factors = _ridge(
@@ -154,5 +155,7 @@ def _ridge(parts: Tensor, target: Tensor, ridge: float) -> list[float]:
     """m that minimises ||target - sum_j m_j parts_j||^2 + ridge sum_j ||parts_j||^2 (m_j - 1)^2."""
     parts, rest = parts.double(), (target - parts.sum(0)).double()
     gram = parts @ parts.T
-    shift = torch.linalg.solve(gram + ridge * gram.diagonal().diag(), parts @ rest)
+    shift = torch.linalg.pinv(gram + ridge * gram.diagonal().diag(), hermitian=True) @ (
+        parts @ rest
+    )  # a share may be 0
     return (1 + shift).tolist()

@@ -116,6 +116,10 @@ class Learned:
     def __repr__(self) -> str:
         return "ddpm_learned"
 
+    def __call__(self) -> Learned:
+        """It has no options."""
+        return self
+
     def plan(self, schedule: Schedule, grid: Sequence[float] | Tensor) -> LearnedPlan:
         """This sampler on falling times."""
         return LearnedPlan(schedule, grid)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suffuse.denoise import fresh
+from suffuse.denoise import stateless
 from suffuse.samplers.flow import Loop
 from suffuse.samplers.plan import Plan
 from suffuse.samplers.rule import Rule
@@ -80,7 +80,8 @@ class PicardPlan:
             raise ValueError(f"{plan.name} draws noise: give it a seed")
         if len(states) != plan.given + 1:
             raise ValueError(f"{plan.name} starts from {plan.given + 1} given states, got {len(states)}")
-        work = _Rounds(self, fresh(denoiser), states, path)
+        stateless(denoiser, "picard asks many times at once, again and again")
+        work = _Rounds(self, denoiser, states, path)
         shown, rows = plan.given, plan.rows
         while work.final < len(rows):
             work.round()

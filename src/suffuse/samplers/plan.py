@@ -130,6 +130,8 @@ class Plan:
                 # states that are given lie on one path of point-mass data: the same noise, at their own level
                 point[k], noise[k, 0] = row.alpha, row.sigma
                 continue
+            if not all(math.isfinite(c) for c in row.terms.values()):
+                raise PlanError(f"{self.name}: row {k} (t={row.t:.4g}) has a coefficient that is not finite")
             rounding[k] = 1e-14 * sum(abs(c) for c in row.terms.values())
             for (kind, i), c in row.terms.items():
                 at = self.rows[i] if kind != "z" else None
@@ -334,11 +336,16 @@ class Plan:
             jump = step.jump
             del step  # it holds a state and a prediction that nothing else may need
             if jump is not None:
-                if self._rebuild is None or not 0 <= jump <= self.steps:
+                if not 0 <= jump <= self.steps:
                     raise ValueError(f"cannot go to step {jump} of {self.steps}")
+                if self._rebuild is None and jump < self.steps:
+                    raise ValueError(
+                        f"{self.name} is only a table (from a file or a fit), which cannot jump: use its rule"
+                    )
                 state, offset = walk.values["x", walk.current], jump
                 if offset == self.steps:
                     return
+                assert self._rebuild is not None
                 plan, k = self._rebuild(self.grid[offset:]), 1
                 walk.restart(state)
 

@@ -40,7 +40,7 @@ def plan_for(
     steps: int | None = None,
     nfe: int | None = None,
     grid: Grid | None = None,
-    start: float = 1.0,
+    start: float | None = None,
 ) -> Any:
     """What `sample` would run with these arguments, to look at before paying for it: a `Plan` for every rule.
 
@@ -56,11 +56,11 @@ def plan_for(
         own = "its own grid" if hasattr(sampler, "grid") else "its own steps"
         if steps is not None or nfe is not None or grid is not None:
             raise ValueError(f"a {type(sampler).__name__} has {own}: leave out steps, nfe and grid")
-        if start < 1.0 and hasattr(sampler, "grid") and abs(start - sampler.grid[0]) > 1e-9:
+        if start is not None and hasattr(sampler, "grid") and abs(start - sampler.grid[0]) > 1e-9:
             raise ValueError(
                 f"this {type(sampler).__name__} begins at t={sampler.grid[0]:g}, start asks for t={start:g}"
             )
-        return sampler.between(start, 0.0) if start < 1.0 and hasattr(sampler, "between") else sampler
+        return sampler.between(start, 0.0) if start is not None and hasattr(sampler, "between") else sampler
     if sampler is not None and not hasattr(sampler, "plan"):
         raise TypeError(
             f"a sampler has .run(denoiser, x, path) or .plan(schedule, grid), {sampler!r} has neither: was it called?"
@@ -69,7 +69,7 @@ def plan_for(
     if times is not None:
         if steps is not None or nfe is not None:
             raise ValueError("a grid of times has its own number of steps: leave out steps and nfe")
-        if start < 1.0:
+        if start is not None:
             times = torch.cat([times.new_tensor([start]), times[times < start]])
         return (sampler or default(schedule, len(times) - 1)[0]).plan(schedule, times)
     if (steps is None) == (nfe is None):
@@ -78,7 +78,7 @@ def plan_for(
     def build(n: int) -> Any:
         rule, spacing = default(schedule, n)
         spacing = spacing if grid is None else grid
-        made = spacing(schedule, n) if start == 1.0 else spacing(schedule, n, start=start)  # type: ignore[operator]
+        made = spacing(schedule, n) if start is None or start == 1.0 else spacing(schedule, n, start=start)  # type: ignore[operator]
         return (sampler or rule).plan(schedule, made)
 
     if steps is not None:
@@ -114,11 +114,11 @@ def run(
         raise TypeError(f"a denoiser needs a .schedule, {type(denoiser).__name__} has none: wrap it in sf.Denoiser")
     if not noise.is_floating_point():
         raise TypeError(f"noise must be floating point, got {noise.dtype}")
-    time = 1.0 if start is None else float(start[1])
-    if not 0 < time <= 1:
+    time = None if start is None else float(start[1])
+    if time is not None and not 0 < time <= 1:
         raise ValueError(f"start=(x0, t) needs a time in (0, 1], got {time:g}")
     sampler = plan_for(schedule, sampler=sampler, steps=steps, nfe=nfe, grid=grid, start=time)
-    time = sampler.grid[0] if hasattr(sampler, "grid") else time
+    time = sampler.grid[0] if hasattr(sampler, "grid") else time or 1.0
     alpha, sigma = schedule(time)
     if start is None:
         x = noise * (alpha * alpha + sigma * sigma) ** 0.5  # what data of unit variance would be there

@@ -93,11 +93,12 @@ class Walk:
                 self.sums[name, i] = [(on_output, output)]
             elif uses == 1 or {"x0", "eps"} <= plan.uses[i].keys():  # x and the output serve both
                 self.sums[name, i] = [(on_x, x), (on_output, output)]
-            else:  # one multiply-add now, the common factor later; it stands for the output, which may go
-                folded = torch.add(x, output, alpha=on_output / on_x)
-                self.sums[name, i] = [(on_x, folded)]
+            else:  # one multiply-add now, the larger factor later; it stands for the output, which may go
+                small, large, by = (output, x, on_x) if abs(on_output) <= abs(on_x) else (x, output, on_output)
+                folded = torch.add(large, small, alpha=min(on_output, on_x, key=abs) / by)
+                self.sums[name, i] = [(by, folded)]
                 if name == "x0" and p.var is None and p.fraction is None:
-                    self.prediction = Prediction(x, p.alpha, p.sigma, x0=lambda y=folded, c=on_x: c * y)
+                    self.prediction = Prediction(x, p.alpha, p.sigma, x0=lambda y=folded, c=by: c * y)
 
     def take(self, index: Tensor) -> None:
         """Keep these rows of the batch in everything later rows use."""
