@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=256)
     parser.add_argument("--steps", type=int, default=1200, help="of training, for fashion")
     parser.add_argument("--nfe", type=int, nargs="+", default=list(NFE))
+    parser.add_argument("--w", type=float, nargs="+", default=[1.0, 2.5], help="guidance; 1 is off")
     parser.add_argument("--few", action="store_true", help="fewer peers")
     parser.add_argument("--train-only", action="store_true")
     args = parser.parse_args()
@@ -171,8 +172,9 @@ def main() -> None:
     told = model.given(label=label)
     lines = ["| model | evaluations | default | best peer | which | ratio |", "|---" * 6 + "|"]
     with torch.no_grad():
-        lines += compare(f"{args.data}, w=1", told, shape, args.n, args.nfe, args.few)
-        lines += compare(f"{args.data}, w=2.5", sf.guide(told, model, w=2.5), shape, args.n, args.nfe, args.few)
+        for w in args.w:
+            model_w = told if w == 1 else sf.guide(told, model, w=w)
+            lines += compare(f"{args.data}, w={w:g}", model_w, shape, args.n, args.nfe, args.few)
     text = (
         f"RMSE of {args.n} samples to a run of 400 evaluations from the same noise, and the best peer of each budget "
         f"({len(shortlist(args.few))} configurations tried).\n\n" + "\n".join(lines)
