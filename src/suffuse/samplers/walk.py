@@ -102,8 +102,15 @@ class Walk:
 
     def take(self, index: Tensor) -> None:
         """Keep these rows of the batch in everything later rows use."""
-        self.values = {term: value[index] for term, value in self.values.items()}
-        self.sums = {term: [(c, y[index]) for c, y in parts] for term, parts in self.sums.items()}
+        taken: dict[Tensor, Tensor] = {}  # one tensor may stand in several places, and stays one
+
+        def rows(y: Tensor) -> Tensor:
+            if y not in taken:
+                taken[y] = y[index]
+            return taken[y]
+
+        self.values = {term: rows(value) for term, value in self.values.items()}
+        self.sums = {term: [(c, rows(y)) for c, y in parts] for term, parts in self.sums.items()}
         if hasattr(self.denoiser, "rows"):
             self.denoiser = self.denoiser.rows(index)
 
