@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from suffuse.data.shapes import COLOURS, FILLS, SHAPES, SIZES, STYLES, Attributes
-from suffuse.nets.blocks import SelfAttention
+from suffuse.nets.attention import SelfAttention
 from suffuse.nets.embed import positions
 
 __all__ = ["IGNORE", "ConvJudge", "PatchJudge"]

@@ -16,6 +16,7 @@ from suffuse.nets.dit import DiT
 from suffuse.nets.mlp import MLP
 from suffuse.nets.taps import Attention, attend, sites, tapped
 from suffuse.nets.unet import UNet
+from suffuse.nets.words import Words
 
 __all__ = [
     "MLP",
@@ -27,6 +28,7 @@ __all__ = [
     "Tokens",
     "UNet",
     "Vector",
+    "Words",
     "attend",
     "cached",
     "sites",

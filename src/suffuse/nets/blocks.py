@@ -1,9 +1,9 @@
-"""What the networks share: reading conditions, attention layers, and the errors about sizes."""
+"""What the networks share: reading conditions, and the errors about sizes."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from suffuse.nets.conditions import Condition, Spatial, Tokens
 from suffuse.nets.embed import TimeEmbedding
-from suffuse.nets.taps import Attention
-
-M = TypeVar("M", bound=nn.Module)
+from suffuse.nets.words import Words
 
 
 class Told(NamedTuple):
@@ -46,7 +44,7 @@ class Conditioning(nn.Module):
                 raise TypeError(f"condition {name!r} must be a spec such as Label(10), got {spec!r}")
         self.net, self.conditions, self.pool = net, conditions, pool
         self.channels = sum(spec.channels for spec in conditions.values() if isinstance(spec, Spatial))
-        self.has_tokens = any(isinstance(spec, Tokens) for spec in conditions.values())
+        self.has_tokens = any(isinstance(spec, Tokens | Words) for spec in conditions.values())
         self.time = TimeEmbedding(width)
         # Not a ModuleDict, which refuses names that are methods of a module; `to` is a name we need.
         self.embedders = nn.ModuleList(spec.embedder(width) for spec in conditions.values())
@@ -60,7 +58,7 @@ class Conditioning(nn.Module):
             value = embed(given[name])
             if isinstance(spec, Spatial):
                 images.append(value.to(x.dtype))
-            elif isinstance(spec, Tokens):
+            elif isinstance(spec, Tokens | Words):
                 sequences.append(value[0])
                 visibles.append(value[1])
             else:
@@ -94,64 +92,6 @@ class Conditioning(nn.Module):
                 )
 
 
-class SelfAttention(nn.Module):
-    """Attend from every position of x to every other: (B, L, width) -> (B, L, width).
-
-    Args:
-        width: channels; a multiple of `heads`.
-        heads: attentions side by side.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = _divides(heads, width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.attention = Attention("self")
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, width) -> (B, L, width)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.out(self.attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class CrossAttention(nn.Module):
-    """Attend from every position of norm(x) to the tokens; the output layer starts at zero.
-
-    Args:
-        width: channels of x; a multiple of `heads`.
-        tokens: channels of the tokens.
-        heads: attentions side by side.
-    """
-
-    def __init__(self, width: int, tokens: int, heads: int) -> None:
-        super().__init__()
-        self.heads = _divides(heads, width)
-        self.norm = nn.LayerNorm(width)
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(tokens, 2 * width)
-        self.attention = Attention("cross")
-        self.out = zero(nn.Linear(width, width))
-
-    def forward(self, x: Tensor, tokens: Tensor, visible: Tensor) -> Tensor:
-        """(B, L, width), (B, M, tokens), bool (B, 1, 1, M) -> (B, L, width)."""
-        q = self.q(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.out(self.attention(q, k, v, visible).transpose(1, 2).flatten(2))
-
-
-def zero(layer: M) -> M:
-    """Set all parameters of a layer to zero."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift, the affine part of a norm told by the conditions (Perez et al. 2018, eq. 1)."""
-    return torch.addcmul(shift, x, 1 + scale)
-
-
 def check_dims(dims: int) -> None:
     """Refuse anything but 1, 2 or 3 spatial dimensions."""
     if dims not in (1, 2, 3):
@@ -179,9 +119,3 @@ def check_image(net: str, x: Tensor, channels: int, dims: int, multiple: int, wh
         above = tuple(max(multiple, math.ceil(n / multiple) * multiple) for n in size)
         fits = f"{above}" if below == above else f"{below} or {above}"
         raise ValueError(f"{why}: sizes must be multiples of {multiple}, got {size}; {fits} would fit")
-
-
-def _divides(heads: int, width: int) -> int:
-    if heads < 1 or width % heads:
-        raise ValueError(f"heads must divide the {width} channels of its layer, got {heads}")
-    return heads

@@ -16,7 +16,7 @@ from suffuse.nets.embed import ImageOrNull, OrNull, Project, TimeEmbedding, Toke
 
 
 class Condition:
-    """What every spec can do; the specs are `Label`, `Vector`, `Tokens`, `Spatial` and `Scalar`."""
+    """What every spec can do; the specs are `Label`, `Vector`, `Tokens`, `Words`, `Spatial` and `Scalar`."""
 
     optional: bool
 
@@ -69,7 +69,7 @@ class Label(Condition):
     optional: bool = True
 
     def __post_init__(self) -> None:
-        _positive("Label", classes=self.classes)
+        check_sizes("Label", classes=self.classes)
 
     def check(self, name: str, value: object) -> Tensor:
         """Take a class, or (rows,) classes."""
@@ -96,7 +96,7 @@ class Vector(Condition):
     optional: bool = True
 
     def __post_init__(self) -> None:
-        _positive("Vector", size=self.size)
+        check_sizes("Vector", size=self.size)
 
     def check(self, name: str, value: object) -> Tensor:
         """Take (size,) or (rows, size) finite numbers."""
@@ -137,14 +137,18 @@ class Tokens(Condition):
 
     Padding positions are rows of NaN, or the id -1; a row that is all padding means "told nothing".
     Features carry no position of their own: the order of a text encoder's outputs is already in them.
+    With `layers` > 0 the tokens read each other first: a small text encoder that is trained with the network.
     """
 
     size: int
     vocab: int | None = None
     optional: bool = True
+    layers: int = 0
 
     def __post_init__(self) -> None:
-        _positive("Tokens", size=self.size, **({} if self.vocab is None else {"vocab": self.vocab}))
+        check_sizes("Tokens", size=self.size, **({} if self.vocab is None else {"vocab": self.vocab}))
+        if not isinstance(self.layers, int) or self.layers < 0:
+            raise ValueError(f"Tokens needs layers to be a whole number of at least 0, got {self.layers!r}")
 
     def check(self, name: str, value: object) -> Tensor:
         """Take (L, size) or (rows, L, size) features, or with a vocabulary (L,) or (rows, L) ids."""
@@ -166,7 +170,7 @@ class Tokens(Condition):
 
     def embedder(self, width: int) -> nn.Module:
         """(B, L, size) or (B, L) -> features (B, 1 + L, width) and which of them are visible (B, 1 + L)."""
-        return TokenEmbedding(self.size, self.vocab, width)
+        return TokenEmbedding(self.size, self.vocab, width, self.layers)
 
     def _null(self, x: Tensor) -> Tensor:
         if self.vocab is None:
@@ -182,7 +186,7 @@ class Spatial(Condition):
     optional: bool = False
 
     def __post_init__(self) -> None:
-        _positive("Spatial", channels=self.channels)
+        check_sizes("Spatial", channels=self.channels)
 
     def check(self, name: str, value: object) -> Tensor:
         """Take (rows, channels, *spatial) finite numbers; that the size is x's is checked by the network."""
@@ -211,7 +215,7 @@ def spec_from_json(data: dict[str, Any]) -> Condition:
     Raises:
         ValueError: an unknown type, an unknown field, or a missing one.
     """
-    kinds = {kind.__name__: kind for kind in (Label, Vector, Tokens, Spatial, Scalar)}
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in Condition.__subclasses__()}
     given = dict(data)
     name = given.pop("type", None)
     if name not in kinds:
@@ -227,7 +231,8 @@ def _nan(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.full(shape, torch.nan, device=x.device, dtype=x.dtype)
 
 
-def _positive(spec: str, **sizes: int) -> None:
+def check_sizes(spec: str, **sizes: int) -> None:
+    """Refuse sizes that are not whole numbers of at least 1."""
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"{spec} needs {name} to be a whole number of at least 1, got {size!r}")

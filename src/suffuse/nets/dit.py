@@ -10,16 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from suffuse.nets.blocks import (
-    Conditioning,
-    CrossAttention,
-    SelfAttention,
-    Told,
-    check_dims,
-    check_image,
-    modulate,
-    zero,
-)
+from suffuse.nets.attention import CrossAttention, SelfAttention, modulate, zero
+from suffuse.nets.blocks import Conditioning, Told, check_dims, check_image
 from suffuse.nets.conditions import Condition
 from suffuse.nets.embed import positions
 

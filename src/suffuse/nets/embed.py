@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from suffuse.nets.attention import Layer
+
 
 def sinusoid(u: Tensor, size: int) -> Tensor:
     """Embed numbers as cosines and sines of geometrically spaced frequencies.
@@ -107,13 +109,22 @@ class ImageOrNull(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """Tokens behind a learned "nothing", which is visible to the rows that have no token, and to no other."""
+    """Tokens behind a learned "nothing", which is visible to the rows that have no token, and to no other.
 
-    def __init__(self, size: int, vocab: int | None, width: int) -> None:
+    Args:
+        size: of a feature vector. vocab: ids 0..vocab-1, or None where tokens are features already.
+        width: of what comes out. layers: transformer layers that let the tokens read each other.
+    """
+
+    def __init__(self, size: int, vocab: int | None, width: int, layers: int = 0) -> None:
         super().__init__()
         self.lookup = None if vocab is None else nn.Embedding(vocab, size)
         self.project = Project(size, width)
         self.nothing = nn.Parameter(torch.zeros(width))
+        if layers:
+            heads = max(h for h in (1, 2, 3, 4) if width % h == 0)
+            self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
+            self.norm = nn.LayerNorm(width)
 
     def forward(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, size) or (B, L) -> features (B, 1 + L, width), visible (B, 1 + L)."""
@@ -125,4 +136,9 @@ class TokenEmbedding(nn.Module):
             features = features + positions(value.shape[1:], features.shape[-1], value.device)
         tokens = self.project(features)
         tokens = torch.cat([self.nothing.expand(len(tokens), 1, -1).to(tokens.dtype), tokens], 1)
-        return tokens, torch.cat([~visible.any(1, keepdim=True), visible], 1)
+        visible = torch.cat([~visible.any(1, keepdim=True), visible], 1)
+        if hasattr(self, "layers"):
+            for layer in self.layers:
+                tokens = layer(tokens, visible[:, None, None])
+            tokens = self.norm(tokens)
+        return tokens, visible

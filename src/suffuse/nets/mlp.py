@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from suffuse.nets.blocks import Conditioning, modulate, zero
+from suffuse.nets.attention import modulate, zero
+from suffuse.nets.blocks import Conditioning
 from suffuse.nets.conditions import Condition, Spatial
 
 

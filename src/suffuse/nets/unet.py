@@ -12,16 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from suffuse.nets.blocks import (
-    Conditioning,
-    CrossAttention,
-    SelfAttention,
-    Told,
-    check_dims,
-    check_image,
-    modulate,
-    zero,
-)
+from suffuse.nets.attention import CrossAttention, SelfAttention, modulate, zero
+from suffuse.nets.blocks import Conditioning, Told, check_dims, check_image
 from suffuse.nets.conditions import Condition
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from suffuse.denoise import Denoiser, check_range
 from suffuse.training import state
 from suffuse.training.ema import EMA
+from suffuse.training.optimizer import Optimizer
 from suffuse.training.precision import autocast, chosen
 from suffuse.training.progress import Progress
 
@@ -55,14 +56,18 @@ def fit(
     batch_size: int = 128,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
+    optimizer: str = "adamw",
     ema: float | None = 0.999,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
     warmup: int | None = None,
-    decay: bool = True,
+    decay: float = 1.0,
     clip: float = 1.0,
     precision: str = "auto",
+    compile: bool = False,
+    watch: Callable[[Any], Mapping[str, float]] | None = None,
+    watch_every: int = 1000,
     checkpoint_every: float = 60.0,
     log_every: int = 50,
     progress: bool = True,
@@ -76,23 +81,26 @@ def fit(
         data: tensors of equal first size N by name; a batch is the same names with B rows.
         model: a `Denoiser` around a module, or a module; trained in place.
         steps, batch_size: how long and how wide.
-        lr: of AdamW with betas (0.9, 0.99), after warm-up. weight_decay: its decoupled decay.
+        lr: after warm-up. weight_decay: decoupled. optimizer: "adamw" or "muon", see `Optimizer`.
         ema: decay of the averaged weights, or None.
         seed: of everything random, 0 to 2^63 - 1.
         out: folder for checkpoints and `metrics.jsonl`; None keeps nothing.
         resume: go on from the newest checkpoint in `out`, if there is one.
         warmup: samples over which lr rises from 0; by default 2 % of all, at most 50 batches.
-        decay: let lr fall as a cosine to 0 over the samples after warm-up.
+        decay: the last share of the samples after warm-up over which lr falls to 0 as a cosine; 0 never.
         clip: the gradient's norm is scaled down to this.
         precision: "auto" (bf16 autocast where the machine has it), "float32" or "bf16".
+        compile: run the network through torch.compile: minutes to warm up, then faster; rounding differs.
+        watch: measures the averaged model, which it gets in eval mode and without gradients, every `watch_every`
+            steps and at the end; its numbers go to metrics.jsonl. Its randomness is the same each time.
         checkpoint_every: seconds between checkpoints.
         log_every: steps between lines of metrics.jsonl.
         progress: show a progress bar, or plain lines when not on a terminal.
         overwrite: begin anew where `out` already holds checkpoints.
         settings: further settings, of the loss for example, that must be the same when a run is resumed.
     Raises:
-        ValueError: sizes that do not fit, data far out of [-1, 1], steps < 1, a resumed run with other settings,
-            a folder with checkpoints and neither `resume` nor `overwrite`.
+        ValueError: sizes that do not fit, data far out of [-1, 1], steps < 1, decay out of [0, 1], a resumed run with
+            other settings, a folder with checkpoints and neither `resume` nor `overwrite`.
         NotFiniteError: the loss is not finite; names the step and the noise levels, the last checkpoint stays.
     """
     net = model if isinstance(model, nn.Module) else model.net
@@ -102,6 +110,8 @@ def fit(
         raise ValueError(f"data must be tensors of one first size, got {sizes}")
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay must be a share in [0, 1], got {decay:g}")
     if "x" in data:
         check_range(data["x"], "data['x']")
     device = next(net.parameters()).device
@@ -110,9 +120,7 @@ def fit(
     cuda = [device] if device.type == "cuda" else []
     dtype = chosen(precision, device)
     average = None if ema is None else EMA(net, ema)
-    optimizer = torch.optim.AdamW(
-        net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device.type in ("cpu", "cuda")
-    )
+    stepper = Optimizer(optimizer, net, lr, weight_decay)
     fixed = dict(settings or {}) | {
         "steps": steps,
         "batch_size": batch_size,
@@ -122,6 +130,7 @@ def fit(
         "seed": seed,
         "warmup": warmup,
         "decay": decay,
+        "optimizer": optimizer,
         "clip": clip,
         "precision": str(dtype),
         "items": n,
@@ -130,10 +139,12 @@ def fit(
     first, before = 0, 0.0
     if keeper is not None:
         if resume:
-            first, before = keeper.restore(net, average, optimizer)
+            first, before = keeper.restore(net, average, stepper)
         else:
             keeper.clear(overwrite)
     net.train()
+    trained = _with_net(model, torch.compile(net)) if compile else model
+    averaged = model if average is None else _with_net(model, average.net)
     began = kept = time.monotonic()
     order = _Order(n, seed)
     with Progress("train", steps, done=first, show=progress) as bar:
@@ -141,41 +152,39 @@ def fit(
             rows = order.rows(step * batch_size, batch_size)
             batch = {name: value[rows.to(value.device)].to(device, non_blocking=True) for name, value in data.items()}
             rate = lr * _rate(step * batch_size, total, warmup, decay)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            losses = _forward(loss, model, batch, seed, step, dtype, device, cuda)
+            losses = _forward(loss, trained, batch, seed, step, dtype, device, cuda)
             mean = losses.mean()
             mean.backward()
             norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
             if not bool((mean + norm).isfinite()):
                 if keeper is not None and step > first:
-                    keeper.write(net, average, optimizer, step, before + time.monotonic() - began)
+                    keeper.write(net, average, stepper, step, before + time.monotonic() - began)
                 raise NotFiniteError(_diagnose(loss, model, batch, losses, seed, step, dtype, device, cuda))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            stepper.step(rate)
             if average is not None:
                 average.update(net, step + 1)
             done, now = step + 1, time.monotonic()
             speed = (done - first) * batch_size / max(now - began, 1e-9)
-            if keeper is not None and (done % log_every == 0 or done == steps):
-                keeper.log(
-                    {
-                        "step": done,
-                        "samples": done * batch_size,
-                        "loss": mean.item(),
-                        "lr": rate,
-                        "grad_norm": norm.item(),
-                        "seconds": round(before + now - began, 3),
-                    }
-                )
+            looks = watch is not None and (done % watch_every == 0 or done == steps)
+            if keeper is not None and (done % log_every == 0 or done == steps or looks):
+                entry = {
+                    "step": done,
+                    "samples": done * batch_size,
+                    "loss": mean.item(),
+                    "lr": rate,
+                    "grad_norm": norm.item(),
+                    "seconds": round(before + now - began, 3),
+                }
+                keeper.log(entry | (_look(watch, averaged, seed, dtype, device, cuda) if looks and watch else {}))
             if bar.due() or done == steps:
                 bar.update(done, f"loss {mean.item():.4f}  {speed:.0f} samples/s")
             if keeper is not None and (now - kept >= checkpoint_every or done == steps):
-                keeper.write(net, average, optimizer, done, before + now - began)
+                keeper.write(net, average, stepper, done, before + now - began)
                 kept = time.monotonic()
     seconds = before + time.monotonic() - began
     net.eval()
-    averaged = model if average is None else _with_net(model, average.net.eval())
+    if average is not None:
+        average.net.eval()
     return Fit(model, averaged, steps, seconds, total / seconds)
 
 
@@ -187,11 +196,29 @@ def _with_net(model: Any, net: nn.Module) -> Any:
     return new
 
 
-def _rate(seen: int, total: int, warmup: int, decay: bool) -> float:
-    """The learning rate's factor after `seen` samples: linear warm-up, then cosine to 0."""
+def _look(
+    watch: Callable[[Any], Mapping[str, float]],
+    model: Any,
+    seed: int,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    cuda: list[torch.device],
+) -> dict[str, float]:
+    net = model if isinstance(model, nn.Module) else model.net
+    training = net.training
+    with torch.random.fork_rng(cuda), autocast(dtype, device), torch.no_grad():
+        torch.manual_seed(mixed("watch", seed))
+        found = dict(watch(model.eval() if isinstance(model, nn.Module) else _with_net(model, net.eval())))
+    net.train(training)
+    return found
+
+
+def _rate(seen: int, total: int, warmup: int, decay: float) -> float:
+    """The learning rate's factor after `seen` samples: linear warm-up, a plateau, then a cosine to 0."""
     if seen < warmup:
         return (seen + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (seen - warmup) / max(total - warmup, 1))) if decay else 1.0
+    left, falls = (total - seen) / max(total - warmup, 1), decay
+    return 1.0 if left >= falls else 0.5 * (1 - math.cos(math.pi * left / falls))
 
 
 def mixed(*words: int | str) -> int:

@@ -12,8 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from suffuse.training.checkpoint import fill
 from suffuse.training.ema import EMA
@@ -27,6 +26,7 @@ from suffuse.training.files import (
     write_tensors,
     write_text,
 )
+from suffuse.training.optimizer import Optimizer
 
 __all__ = ["Keeper"]
 
@@ -59,24 +59,18 @@ class Keeper:
             discard(old)
         self.lines.unlink(missing_ok=True)
 
-    def write(
-        self, net: nn.Module, average: EMA | None, optimizer: torch.optim.Optimizer, step: int, seconds: float
-    ) -> None:
+    def write(self, net: nn.Module, average: EMA | None, optimizer: Optimizer, step: int, seconds: float) -> None:
         """Write a checkpoint after `step` steps."""
         with whole_folder(self.folder / f"step-{step:08d}") as work:
             write_tensors(work / "model.safetensors", net.state_dict())
             if average is not None:
                 write_tensors(work / "ema.safetensors", average.net.state_dict())
-            state = optimizer.state_dict()["state"]
-            write_tensors(
-                work / "optimizer.safetensors",
-                {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()},
-            )
+            write_tensors(work / "optimizer.safetensors", optimizer.tensors())
             write_json(work / "state.json", {"step": step, "seconds": seconds, "settings": self.settings})
         for old in self.all()[:-2]:
             discard(old)
 
-    def restore(self, net: nn.Module, average: EMA | None, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    def restore(self, net: nn.Module, average: EMA | None, optimizer: Optimizer) -> tuple[int, float]:
         """Fill everything from the newest checkpoint; (0, 0.0) when there is none.
 
         Raises:
@@ -95,9 +89,7 @@ class Keeper:
         self.clear(overwrite=True)
         return 0, 0.0
 
-    def _read(
-        self, newest: Path, net: nn.Module, average: EMA | None, optimizer: torch.optim.Optimizer
-    ) -> tuple[int, float]:
+    def _read(self, newest: Path, net: nn.Module, average: EMA | None, optimizer: Optimizer) -> tuple[int, float]:
         about = read_json(newest / "state.json")
         other = [
             f"{k} was {about['settings'].get(k)!r}, now {v!r}"
@@ -111,11 +103,7 @@ class Keeper:
         fill(net, tensors["model"], newest / "model.safetensors")
         if average is not None and averaged is not None:
             fill(average.net, averaged, newest / "ema.safetensors")
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors["optimizer"].items():
-            i, key = name.split(".", 1)
-            entries.setdefault(int(i), {})[key] = value
-        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.fill(tensors["optimizer"])
         step = about["step"]
         if self.lines.exists():
             whole = [line for line in self.lines.read_text().splitlines() if line.endswith("}")]

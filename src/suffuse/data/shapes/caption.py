@@ -9,7 +9,6 @@ background = "a" {style | colour} "background"
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -27,6 +26,7 @@ from suffuse.data.shapes.attributes import (
     outlineable,
 )
 from suffuse.data.shapes.spec import MOST, Spec
+from suffuse.nets.words import words
 
 __all__ = ["VOCABULARY", "describe", "parse", "words"]
 
@@ -60,18 +60,6 @@ VOCABULARY: tuple[str, ...] = tuple(
     )
 )
 """Every word that a caption may hold, in a fixed order."""
-
-
-def words(text: str) -> list[str]:
-    """The words of a caption, in small letters and without commas and full stops.
-
-    Raises:
-        ValueError: there is none.
-    """
-    found = re.findall(r"[a-z]+|[^a-z\s,.]+", text.lower())
-    if not found:
-        raise ValueError("a caption needs words, got an empty one")
-    return found
 
 
 @dataclass

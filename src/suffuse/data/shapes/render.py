@@ -27,13 +27,13 @@ class Batch:
 
     Args:
         attributes, decor: of B scenes. width: of the canvas; its height is the attributes' side.
-        say: makes the captions.
+        say: makes the captions, in the same words for other attributes.
     """
 
     def __init__(
         self, attributes: Attributes, decor: Decor, width: int, say: Callable[[Attributes], list[str]]
     ) -> None:
-        self.attributes, self.decor, self.width, self._say = attributes, decor, width, say
+        self.attributes, self.decor, self.width, self.say = attributes, decor, width, say
 
     def __len__(self) -> int:
         return len(self.attributes)
@@ -45,7 +45,7 @@ class Batch:
 
     @cached_property
     def _captions(self) -> list[str]:
-        return self._say(self.attributes)
+        return self.say(self.attributes)
 
     @cached_property
     def keypoints(self) -> Tensor:

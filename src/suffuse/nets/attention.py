@@ -1,0 +1,98 @@
+"""Attention layers, and the two small things that every block is built with."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from suffuse.nets.taps import Attention
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class SelfAttention(nn.Module):
+    """Attend from every position of x to every other: (B, L, width) -> (B, L, width).
+
+    Args:
+        width: channels; a multiple of `heads`.
+        heads: attentions side by side.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = _divides(heads, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention = Attention("self")
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """(B, L, width), bool (B, 1, 1, L) -> (B, L, width)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(self.attention(q, k, v, visible).transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attend from every position of norm(x) to the tokens; the output layer starts at zero.
+
+    Args:
+        width: channels of x; a multiple of `heads`.
+        tokens: channels of the tokens.
+        heads: attentions side by side.
+    """
+
+    def __init__(self, width: int, tokens: int, heads: int) -> None:
+        super().__init__()
+        self.heads = _divides(heads, width)
+        self.norm = nn.LayerNorm(width)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(tokens, 2 * width)
+        self.attention = Attention("cross")
+        self.out = zero(nn.Linear(width, width))
+
+    def forward(self, x: Tensor, tokens: Tensor, visible: Tensor) -> Tensor:
+        """(B, L, width), (B, M, tokens), bool (B, 1, 1, M) -> (B, L, width)."""
+        q = self.q(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(self.attention(q, k, v, visible).transpose(1, 2).flatten(2))
+
+
+class Layer(nn.Module):
+    """A transformer layer without conditions: x <- x + attention(norm(x)), then x <- x + mlp(norm(x)).
+
+    Args:
+        width: channels; a multiple of `heads`.
+        heads: attentions side by side.
+
+    Vaswani et al. 2017, figure 1, with the norm before each part.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.attention = SelfAttention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """(B, L, width), bool (B, 1, 1, L) -> (B, L, width)."""
+        x = x + self.attention(self.norms[0](x), visible)
+        return x + self.mlp(self.norms[1](x))
+
+
+def zero(layer: M) -> M:
+    """Set all parameters of a layer to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift, the affine part of a norm told by the conditions (Perez et al. 2018, eq. 1)."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def _divides(heads: int, width: int) -> int:
+    if heads < 1 or width % heads:
+        raise ValueError(f"heads must divide the {width} channels of its layer, got {heads}")
+    return heads

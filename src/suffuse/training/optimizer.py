@@ -1,0 +1,86 @@
+"""What takes the steps: AdamW, or Muon for the matrices of repeated blocks with AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Optimizer"]
+
+
+class Optimizer:
+    """One step of every parameter.
+
+    "adamw": m / (sqrt(v) + eps), decoupled decay, betas (0.9, 0.99).
+    "muon": the momentum's nearest orthogonal matrix, scaled to AdamW's usual step, for the weights of linear layers
+    inside an `nn.ModuleList`: the blocks, where nearly all of a network is; AdamW for all others.
+
+    Args:
+        name: "adamw" or "muon". net: what is trained. lr: peak rate of both. weight_decay: decoupled, of both.
+    Raises:
+        ValueError: another name.
+
+    Loshchilov & Hutter 2019; Jordan et al. 2024 (Muon); the scale is of Liu et al. 2025.
+    """
+
+    def __init__(self, name: str, net: nn.Module, lr: float, weight_decay: float) -> None:
+        if name not in ("adamw", "muon"):
+            raise ValueError(f"optimizer must be 'adamw' or 'muon', got {name!r}")
+        matrices = list(_matrices(net)) if name == "muon" else []
+        taken = {id(p) for p in matrices}
+        others = [p for p in net.parameters() if id(p) not in taken]
+        fused = all(p.device.type in ("cpu", "cuda") for p in others)
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused)
+        ]
+        if matrices:
+            self.parts.append(
+                torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+
+    def step(self, lr: float) -> None:
+        """Update every parameter at this rate, and forget the gradients."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything it remembers, by "number of the parameter.name"."""
+        return {
+            f"{first + i}.{key}": value
+            for first, part in self._numbered()
+            for i, entry in part.state_dict()["state"].items()
+            for key, value in entry.items()
+        }
+
+    def fill(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `tensors` gave."""
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            i, key = name.split(".", 1)
+            entries.setdefault(int(i), {})[key] = value
+        for first, part in self._numbered():
+            n = sum(len(group["params"]) for group in part.param_groups)
+            own: dict[str, Any] = {"state": {i - first: v for i, v in entries.items() if first <= i < first + n}}
+            part.load_state_dict(own | {"param_groups": part.state_dict()["param_groups"]})
+
+    def _numbered(self) -> Iterator[tuple[int, torch.optim.Optimizer]]:
+        first = 0
+        for part in self.parts:
+            yield first, part
+            first += sum(len(group["params"]) for group in part.param_groups)
+
+
+def _matrices(net: nn.Module) -> Iterator[nn.Parameter]:
+    seen: set[int] = set()
+    for blocks in net.modules():
+        if isinstance(blocks, nn.ModuleList):
+            for layer in blocks.modules():
+                if isinstance(layer, nn.Linear) and id(layer.weight) not in seen:
+                    seen.add(id(layer.weight))
+                    yield layer.weight
