@@ -20,8 +20,10 @@ def recipe_of(
     run: Path,
     *,
     label: Sequence[int] = (),
+    prompt: Sequence[str] = (),
+    any_words: bool = False,
     n: int = 64,
-    w: float = 1.0,
+    w: float | None = None,
     sampler: str | None = None,
     order: int | None = None,
     eta: float | None = None,
@@ -33,6 +35,8 @@ def recipe_of(
     return {
         "run": str(run),
         "label": list(label),
+        "prompt": list(prompt),
+        "any_words": any_words,
         "n": n,
         "w": w,
         "sampler": sampler,
@@ -78,40 +82,75 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
     Raises:
         ValueError: the run holds other weights than the recipe names; options that do not fit the model.
     """
-    import torch
-
-    from suffuse import grids, guide, pictures, samplers
+    from suffuse import grids, pictures
 
     made = Run.open(run or recipe["run"])
-    model, n = made.model(), recipe["n"]
+    n = recipe["n"]
     if "model_hash" in recipe and recipe["model_hash"] != made.model_hash:
         raise ValueError(f"{made.path} holds model {made.model_hash}, the picture was made by {recipe['model_hash']}")
     if n < 1:
         raise ValueError(f"--n must be at least 1, got {n}")
-    rule = None
-    if recipe["sampler"] is not None:
-        known = samplers.rules()
-        if recipe["sampler"] not in known:
-            raise ValueError(f"unknown sampler {recipe['sampler']!r}: one of {', '.join(known)}")
-        rule = known[recipe["sampler"]](**{k: recipe[k] for k in ("order", "eta") if recipe[k] is not None})
-    elif recipe["order"] is not None or recipe["eta"] is not None:
-        raise ValueError("--order and --eta belong to a sampler: name one with --sampler")
-    denoiser: Any = model
-    if recipe["label"]:
-        labels = recipe["label"]
-        denoiser = model.given(label=torch.tensor([labels[i % len(labels)] for i in range(n)]))
-    if recipe["w"] != 1.0:
-        blank = [name for name, spec in model.conditions.items() if not getattr(spec, "optional", True)]
-        if blank:
-            raise ValueError(
-                f"w={recipe['w']:g} needs a negative, and this model has no null {blank[0]!r}: train it "
-                "with label dropout, or leave out --w"
-            )
-        if not recipe["label"]:
-            raise ValueError(f"w={recipe['w']:g} guides towards a label: say which with --label")
-        denoiser = guide(denoiser, model, recipe["w"])
+    rule = _rule(recipe)
+    recipe = recipe | {"w": _scale(recipe, made)}
+    denoiser = _told(recipe, made.model())
     spacing = None if recipe["grid"] is None else getattr(grids, recipe["grid"])
     x = sample_many(denoiser, n, made.shape, recipe["seed"], sampler=rule, steps=recipe["steps"], grid=spacing)
     columns = max(1, round(n**0.5))
     sheet = pictures.grid(x, columns, scale=max(1, 48 // made.shape[-1]))
     pictures.save_png(sheet, out, recipe | stamp(made))
+
+
+def _rule(recipe: dict[str, Any]) -> Any:
+    from suffuse import samplers
+
+    if recipe["sampler"] is not None:
+        known = samplers.rules()
+        if recipe["sampler"] not in known:
+            raise ValueError(f"unknown sampler {recipe['sampler']!r}: one of {', '.join(known)}")
+        return known[recipe["sampler"]](**{k: recipe[k] for k in ("order", "eta") if recipe[k] is not None})
+    if recipe["order"] is not None or recipe["eta"] is not None:
+        raise ValueError("--order and --eta belong to a sampler: name one with --sampler")
+    return None
+
+
+def _scale(recipe: dict[str, Any], made: Run) -> float:
+    w = recipe["w"]
+    if w is None:
+        return float(made.settings.get("w", 1.0)) if recipe.get("prompt") or recipe["label"] else 1.0
+    return float(w)
+
+
+def _told(recipe: dict[str, Any], model: Any) -> Any:
+    """The model told its labels and prompts, in turn, and guided."""
+    import torch
+
+    from suffuse import guide
+
+    n, prompts, labels = recipe["n"], recipe.get("prompt", []), recipe["label"]
+    if prompts and labels and len(prompts) != len(labels):
+        raise ValueError(f"--prompt has {len(prompts)} values and --label {len(labels)}: give as many of both")
+    told: dict[str, Any] = {}
+    if labels:
+        told["label"] = torch.tensor([labels[i % len(labels)] for i in range(n)])
+    if prompts:
+        words = model.conditions.get("text")
+        if words is None:
+            takes = ", ".join(model.conditions) or "no conditions"
+            raise ValueError(f"this model is not told text: it takes {takes}")
+        if recipe["any_words"]:
+            prompts = [words.known(text) for text in prompts]
+        ids = words.ids(prompts, "--prompt")
+        told["text"] = ids[torch.arange(n) % len(ids)]
+    denoiser = model.given(**told) if told else model
+    if recipe["w"] == 1.0:
+        return denoiser
+    blank = [name for name, spec in model.conditions.items() if not getattr(spec, "optional", True)]
+    if blank:
+        raise ValueError(
+            f"w={recipe['w']:g} needs a negative, and this model has no null {blank[0]!r}: train it "
+            "with label dropout, or leave out --w"
+        )
+    if not told:
+        needed = " or ".join(f"--{ {'text': 'prompt'}.get(name, name)}" for name in model.conditions) or "a condition"
+        raise ValueError(f"w={recipe['w']:g} guides towards what the model is told: say what with {needed}")
+    return guide(denoiser, model, recipe["w"])

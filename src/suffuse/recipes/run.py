@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from suffuse import zoo
 from suffuse.denoise import Denoiser
 from suffuse.training.checkpoint import load, model_hash
 from suffuse.training.files import ModelFileError, read_json, write_json
@@ -45,12 +46,14 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """Read a run folder.
+        """Read a run folder, or the one that ships with suffuse under this name when there is no such folder.
 
         Raises:
             ModelFileError: there is no such folder, or it holds no run.
         """
         path = Path(path)
+        if not path.is_dir() and zoo.has(path):
+            path = zoo.path(str(path))
         if not path.is_dir():
             raise ModelFileError(f"no run folder at {path}: train one, for example with `suffuse train digits`")
         if not (path / "run.json").exists():
@@ -61,6 +64,11 @@ class Run:
     def model(self) -> Denoiser:
         """The trained model, in eval mode."""
         return load(self.path / "model")
+
+    @property
+    def ships(self) -> bool:
+        """Whether it is one of those that ship with suffuse, to which nothing is written."""
+        return zoo.has(self.path.name) and zoo.path(self.path.name) == self.path
 
     @property
     def model_hash(self) -> str:

@@ -18,6 +18,7 @@ from suffuse import losses, metrics, nets
 from suffuse.data.shapes import VOCABULARY, Scenes, captions
 from suffuse.denoise import Denoiser
 from suffuse.guidance import guide
+from suffuse.nets.conditions import Condition
 from suffuse.recipes.draw import sample_many
 from suffuse.recipes.run import Run
 from suffuse.schedules import Linear
@@ -39,7 +40,7 @@ def build(net: str = "dit") -> Denoiser:
     Raises:
         ValueError: another name.
     """
-    told = {"text": nets.Words(VOCABULARY, 192, layers=2)}
+    told: dict[str, Condition] = {"text": nets.Words(VOCABULARY, 192, layers=2)}
     if net == "dit":
         return Denoiser(nets.DiT(3, 4, 192, 6, 3, conditions=told), Linear(), predicts="velocity")
     if net == "unet":

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suffuse import __version__, nets, schedules
+from suffuse import __version__, nets, schedules, zoo
 from suffuse.denoise import Denoiser
 from suffuse.parameterize import Parameterization, named
 from suffuse.training.files import (
@@ -96,7 +96,8 @@ def load(path: str | Path, *, net: nn.Module | None = None) -> Denoiser:
     """Read a model from a folder, in eval mode.
 
     Args:
-        path: a folder that `save` wrote.
+        path: a folder that `save` wrote, the folder of a run, or the name of a model that ships with suffuse, such as
+            "shapes", where there is no such folder; the weights of these are stored in bf16 and used in float32.
         net: the network to fill, needed when it is not one of suffuse's own.
     Raises:
         ModelFileError: the folder or a file is missing, truncated, a pickle, or of another version; weights that
@@ -104,6 +105,10 @@ def load(path: str | Path, *, net: nn.Module | None = None) -> Denoiser:
     """
     path = Path(path)
     recover(path)
+    ships = not path.exists() and zoo.has(path)
+    path = zoo.path(str(path)) if ships else path
+    if (path / "run.json").exists() and not (path / "model.json").exists():
+        path = path / "model"
     if not path.is_dir():
         if path.is_file():
             read_tensors(path)  # a pickle or a broken file is named as what it is
@@ -117,7 +122,7 @@ def load(path: str | Path, *, net: nn.Module | None = None) -> Denoiser:
     tensors = read_tensors(path / "model.safetensors")
     net = build(about["net"]) if net is None else net
     kept = {v.dtype for v in tensors.values() if v.is_floating_point()}
-    net = net.to(kept.pop()) if len(kept) == 1 else net
+    net = net.to(kept.pop()) if len(kept) == 1 and not ships else net
     fill(net, tensors, path / "model.safetensors")
     try:
         schedule = schedules.from_json(about["schedule"])

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["path"]
+__all__ = ["has", "path"]
+
+
+def has(name: str | Path) -> bool:
+    """Whether there is a file or folder of that name, which is one word."""
+    return Path(name).name == str(name) and (Path(__file__).parent / name).exists()
 
 
 def path(name: str) -> Path:
@@ -14,7 +19,7 @@ def path(name: str) -> Path:
         FileNotFoundError: there is none of that name; lists those there are.
     """
     folder = Path(__file__).parent
-    if not (folder / name).exists() or Path(name).name != name:
+    if not has(name):
         known = sorted(p.name for p in folder.iterdir() if not p.name.startswith(("_", ".")) and p.suffix != ".md")
         raise FileNotFoundError(f"the zoo has no {name!r}; it has {', '.join(known) or 'nothing yet'}")
     return folder / name

@@ -1,0 +1,42 @@
+"""The command line: `suffuse demo`, `train`, `sample`, `evaluate`, `info`, `samplers`, `reproduce`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
+
+from suffuse.cli.pictures import Reproduce, Sample
+from suffuse.cli.runs import Demo, Evaluate, Info
+from suffuse.cli.samplers import Samplers
+from suffuse.cli.train import Train
+
+__all__ = ["main"]
+
+Command = (
+    Annotated[Demo, subcommand("demo")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Sample, subcommand("sample")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Info, subcommand("info")]
+    | Annotated[Samplers, subcommand("samplers")]
+    | Annotated[Reproduce, subcommand("reproduce")]
+)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command; what the user got wrong is one sentence and exit code 2."""
+    command: Any = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="suffuse",
+        description=__doc__,
+        args=args,
+        config=(OmitArgPrefixes, OmitSubcommandPrefixes),
+    )
+    try:
+        command()
+    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"suffuse: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,86 @@
+"""`suffuse sample`, `reproduce`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from suffuse.cli.say import say
+
+__all__ = ["Reproduce", "Sample"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sample from a trained run into a picture that carries its recipe."""
+
+    run: Positional[Path]
+    """a run's folder, or the name of a model that ships: shapes"""
+    label: Annotated[tuple[int, ...], arg(metavar="INT...")] = ()
+    """class of the samples; several are repeated in turn; none is unconditional"""
+    prompt: Annotated[tuple[str, ...], arg(metavar="TEXT...")] = ()
+    """what the samples show, of a model that is told text; several are repeated in turn"""
+    any_words: bool = False
+    """leave out words that the model does not know, instead of stopping at them"""
+    n: int = 64
+    """how many"""
+    w: float | None = None
+    """guidance scale; 1 is off, and the default but for models whose recipe names another"""
+    sampler: str | None = None
+    """one of `suffuse samplers`; by default the best known for the budget"""
+    order: int | None = None
+    """of the sampler, where it has one"""
+    eta: float | None = None
+    """of ddim: 0 deterministic, 1 ddpm"""
+    steps: int = 20
+    """grid intervals"""
+    grid: Literal["uniform", "logsnr", "karras"] | None = None
+    """spacing of the times"""
+    seed: int = 0
+    """of the noise"""
+    out: Path = Path("samples.png")
+    """picture to write; its recipe goes inside and into a .png.json beside it"""
+
+    def __call__(self) -> None:
+        """Sample."""
+        from suffuse.recipes.draw import draw, recipe_of
+
+        options = {k: v for k, v in vars(self).items() if k not in ("run", "out")}
+        recipe = recipe_of(self.run, **options)
+        draw(recipe, self.out)
+        say(f"{self.out}: {self.n} samples, recipe inside and in {self.out.name}.json")
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Make a picture again from the recipe inside it, and compare the bytes."""
+
+    picture: Positional[Path]
+    run: Path | None = None
+    """the run's folder, if it has moved"""
+    out: Path | None = None
+    """where the new picture goes; by default NAME.again.png beside the old one"""
+
+    def __call__(self) -> None:
+        """Sample again."""
+        from suffuse.pictures import read_recipe
+        from suffuse.recipes.draw import draw
+
+        recipe = read_recipe(self.picture)
+        if "run" not in recipe:
+            raise ValueError(
+                f"{self.picture} was made by {recipe.get('made by', 'another command')}, not by `suffuse sample`"
+            )
+        out = self.out or self.picture.with_suffix(".again.png")
+        if out.resolve() == self.picture.resolve():
+            raise ValueError(f"--out is the picture itself, {out}: choose another name")
+        draw(recipe, out, run=self.run)
+        if out.read_bytes() != self.picture.read_bytes():
+            raise ValueError(
+                f"{out} differs from {self.picture}: made with suffuse {recipe['suffuse']} and torch "
+                f"{recipe['torch']}, on another machine or another number of threads?"
+            )
+        say(f"{out}: the same bytes")
