@@ -14,7 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["animation", "grid", "loss_curve", "read_recipe", "save_png"]
+__all__ = ["animation", "curves", "grid", "loss_curve", "read_recipe", "save_png"]
 
 KEY = "suffuse"
 
@@ -101,13 +101,23 @@ def animation(
 
 def loss_curve(lines: Sequence[dict[str, float]], path: str | Path, recipe: dict[str, Any]) -> None:
     """Plot the loss against samples seen, from the lines of metrics.jsonl."""
+    curves(lines, ("loss",), path, recipe, "training loss (mean squared error)")
+
+
+def curves(
+    lines: Sequence[dict[str, float]], names: Sequence[str], path: str | Path, recipe: dict[str, Any], title: str
+) -> None:
+    """Plot numbers against samples seen, from the lines of metrics.jsonl."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([e["samples"] for e in lines], [e["loss"] for e in lines], lw=1.2, color="#2a6f97")
-    axes.set(xlabel="samples seen", ylabel="training loss (mean squared error)", ylim=(0, None))
+    for name, colour in zip(names, ("#2a6f97", "#e07a3f", "#4b8b3b", "#8a4f9e"), strict=False):
+        axes.plot([e["samples"] for e in lines], [e[name] for e in lines], lw=1.2, color=colour, label=name)
+    axes.set(xlabel="samples seen", ylabel=title, ylim=(0, None))
     axes.grid(alpha=0.3)
+    if len(names) > 1:
+        axes.legend(frameon=False)
     part = Path(path).with_name(f".{Path(path).name}.part")
     figure.savefig(part, dpi=120, format="png", metadata={"Software": None, KEY: json.dumps(recipe, sort_keys=True)})
     os.replace(part, path)

@@ -92,7 +92,10 @@ MISUSE = {
     "steps 0": (["sample", "RUN", "--steps", "0"], "steps must be a whole number of at least 1, got 0"),
     "n 0": (["sample", "RUN", "--n", "0"], "--n must be at least 1, got 0"),
     "label 12": (["sample", "RUN", "--label", "12"], "label must be in 0..9, got 12"),
-    "w without label": (["sample", "RUN", "--w", "2"], "w=2 guides towards what the model is told: say what with --label"),
+    "w without label": (
+        ["sample", "RUN", "--w", "2"],
+        "w=2 guides towards what the model is told: say what with --label",
+    ),
     "w is nan": (["sample", "RUN", "--w", "nan", "--label", "1"], "w must be a finite number, got nan"),
     "w without null": (
         ["sample", "BLIND", "--w", "2", "--label", "1"],

@@ -151,6 +151,6 @@ def _told(recipe: dict[str, Any], model: Any) -> Any:
             "with label dropout, or leave out --w"
         )
     if not told:
-        needed = " or ".join(f"--{ {'text': 'prompt'}.get(name, name)}" for name in model.conditions) or "a condition"
+        needed = " or ".join(f"--{ {'text': 'prompt'}.get(name, name) }" for name in model.conditions) or "a condition"
         raise ValueError(f"w={recipe['w']:g} guides towards what the model is told: say what with {needed}")
     return guide(denoiser, model, recipe["w"])

@@ -1,41 +1,17 @@
-"""A run's report: one self-contained HTML page with its pictures and its numbers explained."""
+"""A report: one self-contained HTML page with pictures, and numbers explained."""
 
 from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from suffuse import __version__
-from suffuse.recipes.run import Run
 from suffuse.training.files import write_text
 
-__all__ = ["write_report"]
-
-EXPLAINED = {
-    "label_accuracy": (
-        "Label accuracy",
-        "1 is best. A classifier trained on real digits only reads each sample; this is "
-        "how often it reads the label that was asked for.",
-    ),
-    "frechet_ratio": (
-        "Frechet ratio",
-        "1 is as good as real data. Distance from the samples to unseen digits, in the "
-        "classifier's features, over the distance from the real training digits to the same.",
-    ),
-    "precision": ("Precision", "Share of samples that look like real digits: within the region that these cover."),
-    "recall": ("Recall", "Share of real digits within the region that the samples cover: low means little variety."),
-    "memorised": (
-        "Memorised",
-        "Share of samples closer to a training digit than 99 % of unseen real digits are. "
-        "A model that draws new digits stays near 0.01; one that copies goes to 1.",
-    ),
-    "judge_accuracy": (
-        "The judge itself",
-        "How often the classifier reads unseen real digits right: no label accuracy means more than this.",
-    ),
-}
+__all__ = ["Page"]
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -44,45 +20,63 @@ table { border-collapse: collapse; width: 100%; } td, th { text-align: left; ver
 border-bottom: 1px solid #ddd; } td.number { font-variant-numeric: tabular-nums;
 white-space: nowrap; font-weight: 600; }
 img { max-width: 100%; image-rendering: pixelated; border-radius: 4px; } .plot { image-rendering: auto; }
-.note { color: #666; font-size: .9rem; } .pair { display: flex; gap: 1.5rem; flex-wrap: wrap; }
+.note { color: #666; font-size: .9rem; }
 """
 
 
-def _picture(path: Path, alt: str, kind: str = "") -> str:
-    mime = "gif" if path.suffix == ".gif" else "png"
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img class="{kind}" alt="{html.escape(alt)}" src="data:image/{mime};base64,{data}">'
+class Page:
+    """A page that is written from top to bottom; everything that is no method's `markup` is escaped.
 
+    Args:
+        title: of the page. lead: the paragraph under it.
+    """
 
-def write_report(run: Run, result: dict[str, Any]) -> Path:
-    """Write report.html into the run's folder and return its path."""
-    out = run.path
-    rows = []
-    for name, (title, text) in EXPLAINED.items():
-        m = result[name]
-        low, high = m["interval"]
-        rows.append(
-            f'<tr><td>{title}</td><td class="number">{m["value"]:.3f}</td>'
-            f'<td class="number">{low:.3f} to {high:.3f}</td><td>{m["n"]}</td>'
-            f'<td>{text}<br><span class="note">{html.escape(m["how"])}</span></td></tr>'
+    def __init__(self, title: str, lead: str) -> None:
+        self.title = html.escape(title)
+        self.parts = [f"<h1>{self.title}</h1><p>{html.escape(lead)}</p>"]
+
+    def section(self, title: str, text: str = "") -> None:
+        """A heading, and a paragraph under it."""
+        self.parts.append(f"<h2>{html.escape(title)}</h2>")
+        if text:
+            self.parts.append(f"<p>{html.escape(text)}</p>")
+
+    def picture(self, path: Path, alt: str, *, plot: bool = False) -> None:
+        """A picture, inside the page; a plot is smoothed where it is scaled, pixels are not."""
+        mime = "gif" if path.suffix == ".gif" else "png"
+        data = base64.b64encode(path.read_bytes()).decode()
+        kind = "plot" if plot else ""
+        self.parts.append(f'<img class="{kind}" alt="{html.escape(alt)}" src="data:image/{mime};base64,{data}">')
+
+    def measurements(self, rows: Iterable[tuple[str, Mapping[str, Any], str]]) -> None:
+        """A table of measurements: (title, {"value", "interval", "n", "how"}, what it means)."""
+        lines = []
+        for title, m, text in rows:
+            low, high = m["interval"]
+            lines.append(
+                f'<tr><td>{html.escape(title)}</td><td class="number">{m["value"]:.3f}</td>'
+                f'<td class="number">{low:.3f} to {high:.3f}</td><td>{m["n"]:,}</td>'
+                f'<td>{html.escape(text)}<br><span class="note">{html.escape(m["how"])}</span></td></tr>'
+            )
+        head = "<tr><th></th><th>value</th><th>95 % interval</th><th>n</th><th>what it means</th></tr>"
+        self.parts.append(f"<table>{head}{''.join(lines)}</table>")
+
+    def table(self, head: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+        """A table of text."""
+        top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+        self.parts.append(f"<table><tr>{top}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
+
+    def note(self, text: str) -> None:
+        """A line in small print."""
+        self.parts.append(f'<p class="note">{html.escape(text)}</p>')
+
+    def write(self, path: Path) -> Path:
+        """Write the page and return its path."""
+        body = "\n".join([*self.parts, f'<p class="note">suffuse {__version__}</p>'])
+        write_text(
+            path,
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>suffuse: {self.title}</title>'
+            f"<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n",
         )
-    settings = ", ".join(f"{k} {v}" for k, v in run.settings.items())
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>suffuse: {run.recipe}</title><style>{STYLE}</style></head><body>
-<h1>{run.recipe}: a diffusion model, trained here</h1>
-<p>Trained in {run.train_seconds:.0f} s ({html.escape(settings)}). Each sample takes {result["nfe"]} network evaluations
-of {html.escape(result["sampler"])}; {result["samples_per_second"]:.0f} samples a second.</p>
-<h2>Samples</h2><p>One row for each label, 0 to 9; none of these was drawn by a person.</p>
-{_picture(out / "samples.png", "ten generated digits of each class")}
-<h2>From noise to digit</h2><p>Above, the state x<sub>t</sub> as noise (left) becomes data (right); below, what the
-model believes the clean digit is at that moment. Labels 3, 5, 8.</p>
-{_picture(out / "denoising.png", "states and predictions along the way")}
-{_picture(out / "denoising.gif", "the same as an animation, all ten labels")}
-<h2>What was measured</h2>
-<table><tr><th></th><th>value</th><th>95 % interval</th><th>n</th><th>what it means</th></tr>{"".join(rows)}</table>
-<h2>Training</h2>{_picture(out / "loss.png", "loss against samples seen", "plot")}
-<p class="note">suffuse {__version__}, model {result["model_hash"]}, evaluated with seed {result["seed"]}.</p>
-</body></html>
-"""
-    write_text(out / "report.html", page)
-    return out / "report.html"
+        return path

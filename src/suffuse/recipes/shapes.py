@@ -5,6 +5,9 @@ A flow (velocity on the linear schedule) told words, trained on scenes that are 
 
 from __future__ import annotations
 
+import itertools
+import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,24 +17,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suffuse import losses, metrics, nets
-from suffuse.data.shapes import VOCABULARY, Scenes, captions
-from suffuse.denoise import Denoiser
+from suffuse import losses, metrics, nets, pictures
+from suffuse.data.shapes import COLOURS, SHAPES, VOCABULARY, Match, Scenes, captions, held_out, parse
+from suffuse.denoise import Denoiser, networks
 from suffuse.guidance import guide
 from suffuse.nets.conditions import Condition
-from suffuse.recipes.draw import sample_many
+from suffuse.random import noise
+from suffuse.recipes.draw import draw, recipe_of, sample_many, stamp
+from suffuse.recipes.report import Page
 from suffuse.recipes.run import Run
+from suffuse.samplers import sample
 from suffuse.schedules import Linear
 from suffuse.training import Fit, fit, save
+from suffuse.training.files import whole_folder, write_json, write_text
+from suffuse.training.progress import Progress
 
-__all__ = ["build", "probe", "train"]
+__all__ = ["build", "evaluate", "pictures_of", "probe", "ship", "train"]
 
 SHAPE = (3, 32, 32)
 WORDS = 24
 """The longest caption of the world has 23."""
 STEPS: dict[str, int] = {"dit": 16_000, "unet": 12_000}
 BATCH, LR, EMA, DROPOUT = 64, 1.5e-3, 0.999, 0.1
-W, EVALUATIONS = 3.0, 20
+W, EVALUATIONS, ASKED = 3.0, 20, 2000
+ASKS = {
+    "held_out": ("Captions of two objects with at least one kept-out combination, w={w:g}", True, True),
+    "in_distribution": ("Captions of two objects without one, w={w:g}", False, True),
+    "unguided": ("Captions with a kept-out combination, without guidance", True, False),
+}
+"""What `evaluate` asks for: in words, whether a kept-out combination is in every caption, whether it is guided."""
+PROMPTS = (
+    "a small red circle above a large blue square on a yellow background",
+    "a green star to the left of a pink heart",
+    "a small white ring inside a large purple circle",
+    "two orange triangles on a black background",
+    "a large outlined cyan cross on a striped white background",
+    "a yellow figure to the right of a red triangle",
+    "a medium filled blue heart on a dotted pink background",
+    "an outlined green square below a small purple star on a gradient cyan background",
+)
+PROBED = ("match", "shape", "colour", "relation")
+MEANING = {
+    "match": "1 is best: everything that the caption says holds in the picture.",
+    "relation": "the first object is where the caption puts it, seen from the second.",
+}
 
 
 def build(net: str = "dit") -> Denoiser:
@@ -70,7 +99,7 @@ def train(
     Args:
         out: the folder. net: "dit" or "unet". seed: of weights, scenes and noise.
         steps, batch_size, lr, ema, compile: as for `fit`. dropout: how often the caption is withheld.
-        watch_every: steps between looks at the model, see `probe`.
+        watch_every: steps between looks at the model, see `probe`; 0 is never.
         resume: go on from the newest checkpoint in `out`. overwrite: begin anew where there are some.
     """
     out, steps = Path(out), steps or STEPS[net]
@@ -101,16 +130,119 @@ def train(
         overwrite=overwrite,
         settings={"recipe": "shapes", "net": net, "dropout": dropout},
         compile=compile,
-        watch=partial(probe, text=text),
+        watch=partial(probe, text=text) if watch_every else None,
         watch_every=watch_every,
         log_every=50,
         progress=progress,
     )
     save(done.ema, out / "model")
-    settings = {"net": net, "seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema}
+    settings = {"net": net, "seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema, "w": W}
     made = Run(out, "shapes", SHAPE, settings | {"dropout": dropout}, round(done.seconds, 2))
     made.write()
     return made
+
+
+def evaluate(made: Run, out: Path, *, n: int = ASKED, nfe: int = EVALUATIONS, w: float = W, seed: int = 1) -> Any:
+    """Measure by the held-out judge what share of pictures shows all that its caption says.
+
+    Args:
+        made: the run. out: folder for metrics.json and failures.png. n: captions of each kind.
+        nfe: network evaluations for a picture. w: guidance. seed: of captions and noise.
+    Returns:
+        For each of `ASKS` and for "real", the real scenes of the kept-out captions: "asked", what it is, and
+        "measured", the share for "match" (all that is said) and by attribute. "combinations": "match" by kept-out
+        combination. "failures": the first captions not met, and what was wrong.
+    """
+    model, judge = made.model(), metrics.shapes.judge("held_out")
+    text = model.conditions["text"]
+    result: dict[str, Any] = {"n": n, "nfe": nfe, "w": w, "seed": seed, "model_hash": made.model_hash}
+    real = Scenes(seed, counts=(0.0, 1.0), held_out=True, identical=0.0, full=True)(0, n)
+    title = "Real scenes of the captions with kept-out combinations: the judge's own ceiling"
+    result["real"] = _told(title, judge.report(real.captions, real.images))
+    spent = 0.0
+    for name, (title, held, guided) in ASKS.items():
+        asked = captions(n, seed, held_out=held)
+        spoken = model.given(text=text.ids(asked, length=WORDS))
+        denoiser = guide(spoken, model, w) if guided else spoken
+        began, parts = time.monotonic(), []
+        with Progress(name, n) as bar:
+            for i in range(0, n, 200):
+                k = min(200, n - i)
+                start = noise((k, *SHAPE), seed, first=i)
+                rows = denoiser.rows(slice(i, i + k))
+                parts.append(sample(rows, start, nfe=nfe, seed=seed, first=i).clamp(-1, 1))
+                bar.update(i + k, "pictures")
+        spent += time.monotonic() - began
+        x = torch.cat(parts)
+        told = judge.match(asked, x)
+        result[name] = _told(title.format(w=w), judge.shares(told))
+        if name == "held_out":
+            result["combinations"] = _combinations(asked, told)
+            result["failures"] = _failures(asked, x, told, out, stamp(made) | {"seed": seed, "w": w, "nfe": nfe})
+    result["pictures_per_second"] = round(len(ASKS) * n / spent, 1)
+    write_json(out / "metrics.json", result)
+    return result
+
+
+def _told(title: str, measured: dict[str, metrics.Measured]) -> dict[str, Any]:
+    return {"asked": title, "measured": {name: value.to_json() for name, value in measured.items()}}
+
+
+def _combinations(asked: list[str], told: Match) -> dict[str, Any]:
+    """Share of captions met, by kept-out combination that they name."""
+    spec, met = parse(asked), told.all
+    found = {}
+    for shape, colour in itertools.product(range(len(SHAPES)), range(len(COLOURS))):
+        if held_out(torch.tensor(shape), torch.tensor(colour)):
+            names = ((spec.shape == shape) & (spec.colour == colour)).any(1)
+            if hits := int(names.sum()):
+                how = "share of captions with this combination of which everything holds"
+                share = metrics.proportion(int((met & names).sum()), hits, how)
+                found[f"{COLOURS[colour]} {SHAPES[shape]}"] = share.to_json()
+    return found
+
+
+def _failures(asked: list[str], x: Tensor, told: Match, out: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """Draw the first pictures that fail, and say what is wrong with each."""
+    rows = (~told.all).nonzero()[:, 0].tolist()[:32]
+    if rows:
+        pictures.save_png(pictures.grid(x[rows], 8, scale=3, gap=2), out / "failures.png", about)
+    wrong = [[name for name, right in told.right.items() if not bool(right[i])] for i in rows]
+    return [{"number": i, "caption": asked[i], "wrong": names} for i, names in zip(rows, wrong, strict=True)]
+
+
+def pictures_of(made: Run, result: dict[str, Any], out: Path, *, each: int = 8, seed: int = 0) -> Path:
+    """Write samples.png with `each` pictures a caption, curve.png and report.html; returns the report's path."""
+    asked = [p for p in PROMPTS for _ in range(each)]
+    draw(recipe_of(made.path, prompt=asked, n=len(asked), w=W, seed=seed), out / "samples.png")
+    lines = [json.loads(line) for line in (made.path / "metrics.jsonl").read_text().splitlines()]
+    title = "share of kept-out captions met (judge in use, 10 evaluations)"
+    pictures.curves([e for e in lines if "match" in e], PROBED, out / "curve.png", stamp(made), title)
+    settings = ", ".join(f"{k} {v}" for k, v in made.settings.items())
+    page = Page(
+        "shapes: text to image, judged by what the captions say",
+        f"Trained in {made.train_seconds / 3600:.1f} h ({settings}). Each picture takes {result['nfe']} network "
+        f"evaluations, guided by w={result['w']:g}; {result['pictures_per_second']:.1f} pictures a second.",
+    )
+    page.section("Samples", f"{each} pictures in turn for each caption:")
+    page.table(["row", "caption"], [(str(i + 1), p) for i, p in enumerate(PROMPTS)])
+    page.picture(out / "samples.png", "pictures of each caption")
+    for name in (*ASKS, "real"):
+        page.section(result[name]["asked"])
+        page.measurements(
+            (k, m, MEANING.get(k, "as said for every object")) for k, m in result[name]["measured"].items()
+        )
+    page.section("By kept-out combination", "Pairs of colour and shape that no training scene showed.")
+    page.measurements((k, m, "everything in the caption holds") for k, m in result["combinations"].items())
+    if result["failures"]:
+        page.section("Failures", "The first captions with a kept-out combination that were not met, eight in a row.")
+        page.picture(out / "failures.png", "pictures that do not show what their caption says")
+        rows = ((str(k + 1), f["caption"], ", ".join(f["wrong"])) for k, f in enumerate(result["failures"]))
+        page.table(["picture", "caption", "wrong"], rows)
+    page.section("Training", "Seen while it trained, on other captions than above.")
+    page.picture(out / "curve.png", "accuracy against pictures seen", plot=True)
+    page.note(f"model {result['model_hash']}, evaluated with seed {result['seed']}")
+    return page.write(out / "report.html")
 
 
 def probe(model: Denoiser, *, text: nets.Words, n: int = 192, nfe: int = 10, seed: int = 7_000_003) -> dict[str, float]:
@@ -158,4 +290,15 @@ def probe(model: Denoiser, *, text: nets.Words, n: int = 192, nfe: int = 10, see
     spoken = model.given(text=text.ids(asked, length=WORDS))
     x = sample_many(guide(spoken, model, W), n, SHAPE, seed, nfe=nfe).clamp(-1, 1)
     report = metrics.shapes.judge("use").report(asked, x)
-    return found | {name: round(report[name].value, 4) for name in ("match", "shape", "colour", "relation")}
+    return found | {name: round(report[name].value, 4) for name in PROBED}
+
+
+def ship(made: Run, folder: str | Path) -> None:
+    """Write a run as the zoo keeps it: weights in bf16, how it was made, and the curve of what was looked at."""
+    model = made.model()
+    lines = (made.path / "metrics.jsonl").read_text().splitlines()
+    networks(model)[0].bfloat16()
+    with whole_folder(Path(folder)) as work:
+        save(model, work / "model")
+        replace(made, path=work).write()
+        write_text(work / "metrics.jsonl", "".join(f"{line}\n" for line in lines if "match" in json.loads(line)))

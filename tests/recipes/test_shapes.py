@@ -1,0 +1,165 @@
+"""Text to image by the command line: what it draws, what it measures, and how it is misused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from suffuse import Denoiser, cli, pictures
+from suffuse.data.shapes import COLOURS, SHAPES, Scenes, parse
+from suffuse.metrics import shapes as judges
+from suffuse.recipes import shapes
+from suffuse.recipes.run import Run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run trained for a moment: enough to be sampled, not to be good."""
+    out = tmp_path_factory.mktemp("runs") / "shapes"
+    shapes.train(out, steps=2, batch_size=4, watch_every=0, progress=False)
+    return out
+
+
+def call(*args):
+    cli.main([str(a) for a in args])
+
+
+def test_a_prompt_is_drawn_and_drawn_again(run, tmp_path, capsys):
+    out = tmp_path / "x.png"
+    call("sample", run, "--prompt", "a red circle", "a Blue square.", "--n", 3, "--steps", 2, "--out", out)
+    recipe = pictures.read_recipe(out)
+    assert recipe["prompt"] == ["a red circle", "a Blue square."] and recipe["w"] == shapes.W
+    call("reproduce", out)
+    assert "the same bytes" in capsys.readouterr().out
+
+
+def test_unknown_words_may_be_left_out(run, tmp_path):
+    for name, prompt in (("known", "a red circle"), ("more", "a shiny red circle !")):
+        call(
+            "sample", run, "--prompt", prompt, "--any-words", "--n", 1, "--steps", 2, "--out", tmp_path / f"{name}.png"
+        )
+    known, more = (pictures_of(tmp_path / f"{name}.png") for name in ("known", "more"))
+    assert torch.equal(known, more)
+
+
+def pictures_of(path):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return torch.tensor(list(image.convert("RGB").tobytes()))
+
+
+MISUSE = {
+    "empty prompt": (["--prompt", ""], "a caption needs words, got an empty one"),
+    "many words": (["--prompt", "red " * 10_000], "--prompt may have 64 words, got one with 10,000"),
+    "unknown words": (["--prompt", "a crimson blob"], "unknown words 'blob', 'crimson': this model knows a, an, one"),
+    "no known word": (["--prompt", "crimson blob", "--any-words"], "a caption needs words"),
+    "w is nan": (["--prompt", "a red circle", "--w", "nan"], "w must be a finite number, got nan"),
+    "lengths differ": (
+        ["--prompt", "a red circle", "a star", "--label", "1", "2", "3"],
+        "--prompt has 2 values and --label 3",
+    ),
+    "a label": (["--label", "1"], "label"),
+    "w alone": (["--w", "2"], "w=2 guides towards what the model is told: say what with --prompt"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSE)
+def test_what_is_misused_is_one_sentence(name, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args, message = MISUSE[name]
+    with pytest.raises(SystemExit) as stop:
+        call("sample", run, "--n", 2, "--steps", 2, *args)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in err and err.count("\n") == 1
+    assert not list(tmp_path.glob("*.png")), "nothing was written"
+
+
+def test_a_model_without_text_says_what_it_takes(tmp_path, capsys):
+    from suffuse.recipes import digits
+
+    digits.train(tmp_path / "digits", steps=1, batch_size=4, progress=False)
+    with pytest.raises(SystemExit):
+        call("sample", tmp_path / "digits", "--prompt", "a star", "--out", tmp_path / "x.png")
+    assert "this model is not told text: it takes label" in capsys.readouterr().err
+
+
+def test_the_evaluation_of_real_scenes_is_the_judges_ceiling_and_of_noise_is_nothing(run, tmp_path, monkeypatch):
+    """Scenes in place of samples come out as the judge's own ceiling, everything else the same."""
+    made = Run.open(run)
+    (run / "metrics.jsonl").write_text(json.dumps({"samples": 8} | dict.fromkeys(shapes.PROBED, 0.5)) + "\n")
+
+    asked = []
+    monkeypatch.setattr(shapes, "sample", lambda d, x, **how: asked.append(len(x)) or noise_or_real(x, **how))
+    turn = iter([True, False, True])
+
+    def noise_or_real(x, *, first, seed, **_):
+        if first == 0:
+            noise_or_real.held = next(turn)
+        return Scenes(seed, counts=(0.0, 1.0), held_out=noise_or_real.held, identical=0.0, full=True)(
+            first, len(x)
+        ).images
+
+    result = shapes.evaluate(made, tmp_path, n=240)
+    assert asked == [200, 40] * 3
+    for name in (*shapes.ASKS, "real"):
+        assert result[name]["measured"]["match"]["value"] >= 0.97
+    assert result["held_out"]["measured"] == result["real"]["measured"] == result["unguided"]["measured"]
+    spec = parse([f["caption"] for f in result["failures"]] or ["a star"])
+    assert len(spec) == max(1, len(result["failures"]))
+    assert sum(m["n"] for m in result["combinations"].values()) >= 240, "each caption has one at least"
+    assert all((SHAPES.index(k.split()[1]) + COLOURS.index(k.split()[0])) % 6 == 0 for k in result["combinations"])
+    report = shapes.pictures_of(made, result, tmp_path, each=1)
+    text = report.read_text()
+    assert text.count("data:image/png;base64,") >= 2 and all(p in text for p in shapes.PROMPTS)
+
+
+def test_the_probe_sees_binding_where_there_is_some():
+    """A model that knows the picture of each true caption binds; one that is deaf does not."""
+    model = shapes.build()
+    text = model.conditions["text"]
+    found = shapes.probe(model, text=text, n=8, nfe=2)
+    assert found["bind_colour"] == found["bind_order"] == found["bind_axis"] == 0, "a fresh network says 0 to all"
+
+    scenes = Scenes(7_000_003, counts=(0.0, 1.0), identical=0.0, full=True)(0, 16)
+    truth = {tuple(row.tolist()): x for row, x in zip(text.ids(scenes.captions, length=24), scenes.images, strict=True)}
+
+    class Knowing(torch.nn.Module):
+        """Answers the velocity of the picture it remembers for a caption, and of grey for any other."""
+
+        def forward(self, x, t, text):
+            x0 = torch.stack([truth.get(tuple(row.tolist()), torch.zeros(3, 32, 32)) for row in text])
+            t = t.view(-1, 1, 1, 1)
+            return (x - (1 - t) * x0) / t - x0
+
+    knowing = Denoiser(Knowing(), model.schedule, predicts="velocity", condition=model.conditions)
+    seen = shapes.probe(knowing, text=text, n=8, nfe=2)
+    assert min(seen["bind_colour"], seen["bind_order"], seen["bind_axis"]) > 0.1
+    assert set(found) == {"bind_colour", "bind_order", "bind_axis", *shapes.PROBED}
+
+
+def test_what_ships_is_the_run_in_bf16(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "metrics.jsonl").write_text(json.dumps({"samples": 8, "match": 0.5}) + '\n{"samples": 9}\n')
+    shapes.ship(Run.open(copy), tmp_path / "shipped")
+    shipped = Run.open(tmp_path / "shipped")
+    a, b = Run.open(copy).model(), shipped.model()
+    for (name, p), q in zip(a.net.named_parameters(), b.net.parameters(), strict=True):
+        assert q.dtype == torch.bfloat16, name
+        torch.testing.assert_close(p, q.float(), rtol=2**-8, atol=0)
+    assert shipped.settings == Run.open(copy).settings
+    assert (tmp_path / "shipped" / "metrics.jsonl").read_text().count("\n") == 1
+
+
+def test_the_judge_that_watches_is_not_the_one_that_reports(monkeypatch, run, tmp_path):
+    used = []
+    known = judges.judge
+    monkeypatch.setattr(judges, "judge", lambda which="use": used.append(which) or known(which))
+    model = shapes.build()
+    shapes.probe(model, text=model.conditions["text"], n=4, nfe=1)
+    assert used == ["use"]
+    shapes.evaluate(Run.open(run), tmp_path, n=4, nfe=1)
+    assert used == ["use", "held_out"]
