@@ -40,7 +40,7 @@ def test_a_large_batch_nears_the_distance_of_two_gaussians():
 
 
 def test_the_flow_becomes_straight():
-    """What x_t leaves open of eps - x0: 2 for unit Gaussians that are independent, at t = 1/2, and 0 under transport."""
+    """What x_t leaves open of eps - x0: 2 at t = 1/2 for independent unit Gaussians, 0 under transport."""
     x0 = noise((4000, 1), seed=3)
     left = {}
     for name in ("independent", "optimal_transport"):
