@@ -13,7 +13,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Findings", "picture"]
+__all__ = ["SUFFIXES", "Findings", "picture"]
+
+SUFFIXES = frozenset(
+    [".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"]
+)
+"""Names of pictures end in one of these."""
 
 
 @dataclass
@@ -21,17 +26,22 @@ class Findings:
     """What was found in the files of a set: how many were taken in, and the names of all that were odd.
 
     Attributes:
-        kept: how many pictures are in. left_out, odd: names of files by reason; the odd ones are in.
+        kept: how many pictures were taken in; of a stream, in all epochs.
+        left_out, odd: names of files by reason, each once; the odd ones are in.
     """
 
     kept: int = 0
     left_out: dict[str, list[str]] = field(default_factory=dict)
     odd: dict[str, list[str]] = field(default_factory=dict)
+    _noted: set[tuple[str, str]] = field(default_factory=set, repr=False, compare=False)
 
     def note(self, name: str, kept: bool, reasons: tuple[str, ...]) -> None:
         """Count one file."""
         self.kept += kept
         for reason in reasons:
+            if (reason, name) in self._noted:
+                continue
+            self._noted.add((reason, name))
             (self.odd if kept else self.left_out).setdefault(reason, []).append(name)
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +83,7 @@ def picture(
 
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, which takes files that were cut short for whole: set it to False"
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, which takes files cut short for whole ones: set it to False"
         )
     if not raw:
         return None, ("empty",)

@@ -10,14 +10,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from suffuse.data.decode import Findings
+from suffuse.data.decode import SUFFIXES, Findings
 from suffuse.data.pictures import Pictures, Record, decoded, stamp
 
 __all__ = ["images"]
-
-_SUFFIXES = frozenset(
-    [".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".jp2"]
-)
 
 
 def images(
@@ -48,13 +44,13 @@ def images(
         raise ValueError(f"{root} is not a folder of pictures")
     findings = Findings()
     listed = sorted(p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
-    files = [p for p in listed if p.suffix.lower() in _SUFFIXES and not p.is_dir()]
+    files = [p for p in listed if p.suffix.lower() in SUFFIXES and not p.is_dir()]
     if cache is not None:
         files = [p for p in files if Path(cache) not in p.parents]
     told = _metadata(root)
     texts = {p.with_suffix("") for p in files}
     for p in listed:
-        if not p.is_dir() and p.suffix.lower() not in _SUFFIXES and p != root / "metadata.jsonl":
+        if not p.is_dir() and p.suffix.lower() not in SUFFIXES and p != root / "metadata.jsonl":
             if p.suffix == ".txt" and p.with_suffix("") in texts:
                 continue
             if cache is None or Path(cache) not in p.parents:
