@@ -16,9 +16,10 @@ from torch import nn
 
 from suffuse import Denoiser, fit, losses, noise, oracle, schedules
 from suffuse.nets import MLP, Label
+from suffuse.training import NotFiniteError
 from suffuse.training.ema import EMA
 from suffuse.training.files import read_tensors
-from suffuse.training.fit import NotFiniteError, _Order, _rate
+from suffuse.training.fit import _rate
 
 LOSS = functools.partial(losses.denoising, dropout=0.1)
 
@@ -228,16 +229,6 @@ def test_data_that_is_not_finite_is_named(tmp_path):
         fit(LOSS, data, _model(), steps=20, batch_size=50, progress=False)
 
 
-def test_every_sample_is_seen_once_an_epoch_in_an_order_of_its_own():
-    order = _Order(10, seed=3)
-    stream = torch.cat([order.rows(p, 4) for p in range(0, 40, 4)])
-    epochs = stream.reshape(4, 10)
-    assert all(sorted(e.tolist()) == list(range(10)) for e in epochs)
-    assert len({tuple(e.tolist()) for e in epochs}) == 4
-    assert torch.equal(_Order(10, seed=3).rows(17, 9), stream[17:26]), "a position needs no history"
-    assert torch.equal(_Order(10, seed=3).rows(0, 25), stream[:25]), "a batch may be longer than the data"
-
-
 def test_the_rate_warms_up_and_falls_to_zero_counted_in_samples():
     assert _rate(0, 1000, 100, True) == pytest.approx(1 / 101)
     assert _rate(100, 1000, 100, True) == pytest.approx(1)
@@ -272,7 +263,7 @@ def test_progress_is_plain_lines_when_nobody_watches(capfd):
     [
         ({"steps": 0}, "must be at least 1, got 0"),
         ({"ema": 1.5}, "decay in"),
-        ({"precision": "fp8"}, "'auto', 'float32' or 'bf16', got 'fp8'"),
+        ({"precision": "fp8"}, "'bf16' or 'fp16', got 'fp8'"),
     ],
 )
 def test_misuse_is_one_sentence(change, message):

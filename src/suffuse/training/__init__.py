@@ -3,5 +3,23 @@
 from suffuse.training.checkpoint import ModelFileError, load, save
 from suffuse.training.ema import EMA
 from suffuse.training.fit import Fit, fit
+from suffuse.training.interrupt import Stopped
+from suffuse.training.power_ema import PowerEMA, post_hoc_ema
+from suffuse.training.state import DiskFullError
+from suffuse.training.trace import NotFiniteError
+from suffuse.training.validation import validation
 
-__all__ = ["EMA", "Fit", "ModelFileError", "fit", "load", "save"]
+__all__ = [
+    "EMA",
+    "DiskFullError",
+    "Fit",
+    "ModelFileError",
+    "NotFiniteError",
+    "PowerEMA",
+    "Stopped",
+    "fit",
+    "load",
+    "post_hoc_ema",
+    "save",
+    "validation",
+]

@@ -30,6 +30,7 @@ class EMA:
             raise ValueError(f"ema must be a decay in [0, 1), got {decay:g}")
         self.decay = decay
         self.net = copy.deepcopy(net).requires_grad_(False)
+        self.nets = {"ema": self.net}
 
     @torch.no_grad()
     def update(self, net: nn.Module, n: int) -> None:

@@ -8,9 +8,8 @@ and a resumed run repeats no draw and skips none.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,16 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suffuse.denoise import Denoiser, check_range
+from suffuse.data import Draws, Rows, Stream, draws
+from suffuse.denoise import check_range
 from suffuse.training import state
+from suffuse.training.backward import Backward, Loss, mixed
 from suffuse.training.ema import EMA
+from suffuse.training.interrupt import Stopped, interruptible
 from suffuse.training.optimizer import Optimizer
+from suffuse.training.power_ema import Averages, PowerEMA
 from suffuse.training.precision import autocast, chosen
 from suffuse.training.progress import Progress
+from suffuse.training.recompute import recomputed
+from suffuse.training.trace import NotFiniteError, diagnose
 
 __all__ = ["Fit", "fit"]
-
-Loss = Callable[[Any, dict[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,9 @@ class Fit:
     samples_per_second: float
 
 
-class NotFiniteError(ValueError):
-    """The loss or its gradient became infinite or not a number; training stopped before that step was taken."""
-
-
 def fit(
     loss: Loss,
-    data: Mapping[str, Tensor],
+    data: Mapping[str, Tensor] | Rows | Stream | Draws,
     model: Any,
     *,
     steps: int,
@@ -57,7 +56,7 @@ def fit(
     lr: float = 1e-3,
     weight_decay: float = 0.0,
     optimizer: str = "adamw",
-    ema: float | None = 0.999,
+    ema: float | PowerEMA | None = 0.999,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
@@ -66,105 +65,137 @@ def fit(
     clip: float = 1.0,
     precision: str = "auto",
     compile: bool = False,
+    accumulate: int = 1,
+    gradient_checkpointing: bool = False,
     watch: Callable[[Any], Mapping[str, float]] | None = None,
     watch_every: int = 1000,
     checkpoint_every: float = 60.0,
     log_every: int = 50,
+    tensorboard: bool = False,
     progress: bool = True,
     overwrite: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> Fit:
     """Train a model.
 
+    SIGTERM and Ctrl-C, where `out` is given, end it after a whole step with a checkpoint, a line that says how to go
+    on, and `Stopped`, which ends the process with exit code 0 unless it is caught.
+
     Args:
-        loss: (model, batch) -> (B,) losses.
-        data: tensors of equal first size N by name; a batch is the same names with B rows.
+        loss: (model, batch) -> (B,) losses; a module's own parameters are trained and kept along.
+        data: tensors of equal first size N by name, or any data that `sf.data.draws` takes, or what it makes. A batch
+            is tensors of B rows by name.
         model: a `Denoiser` around a module, or a module; trained in place.
         steps, batch_size: how long and how wide.
         lr: after warm-up. weight_decay: decoupled. optimizer: "adamw" or "muon", see `Optimizer`.
-        ema: decay of the averaged weights, or None.
+        ema: decay of the averaged weights, a `PowerEMA` for averages whose length is chosen afterwards, or None.
         seed: of everything random, 0 to 2^63 - 1.
         out: folder for checkpoints and `metrics.jsonl`; None keeps nothing.
         resume: go on from the newest checkpoint in `out`, if there is one.
         warmup: samples over which lr rises from 0; by default 2 % of all, at most 50 batches.
         decay: the last share of the samples after warm-up over which lr falls to 0 as a cosine; 0 never.
         clip: the gradient's norm is scaled down to this.
-        precision: "auto" (bf16 autocast where the machine has it), "float32" or "bf16".
+        precision: "auto" (bf16 autocast where the machine has it), "float32", "bf16", or "fp16" with scaled losses:
+            a step whose gradient overflows is left out and the scale halved.
         compile: run the network through torch.compile: minutes to warm up, then faster; rounding differs.
+        accumulate: the batch goes through in so many equal parts, with the memory of one.
+        gradient_checkpointing: members of the network's `nn.ModuleList`s keep no activations: less memory, the same
+            bits, a third more time.
         watch: measures the averaged model, which it gets in eval mode and without gradients, every `watch_every`
-            steps and at the end; its numbers go to metrics.jsonl. Its randomness is the same each time.
+            steps and at the end; its numbers go to metrics.jsonl. Its randomness is the same each time. See
+            `sf.training.validation`.
         checkpoint_every: seconds between checkpoints.
         log_every: steps between lines of metrics.jsonl.
+        tensorboard: also write them to out/tensorboard.
         progress: show a progress bar, or plain lines when not on a terminal.
         overwrite: begin anew where `out` already holds checkpoints.
         settings: further settings, of the loss for example, that must be the same when a run is resumed.
     Raises:
         ValueError: sizes that do not fit, data far out of [-1, 1], steps < 1, decay out of [0, 1], a resumed run with
             other settings, a folder with checkpoints and neither `resume` nor `overwrite`.
-        NotFiniteError: the loss is not finite; names the step and the noise levels, the last checkpoint stays.
+        NotFiniteError: the loss is not finite; names the step, the noise levels and the layer; the last checkpoint
+            stays.
+        DiskFullError: no room for a checkpoint; the one before is whole.
+        Stopped: a signal asked for it.
     """
     net = model if isinstance(model, nn.Module) else model.net
-    sizes = {name: len(value) for name, value in data.items()}
-    n = next(iter(sizes.values()), 0)
-    if n == 0 or any(size != n for size in sizes.values()):
-        raise ValueError(f"data must be tensors of one first size, got {sizes}")
+    if isinstance(data, Mapping) and "x" in data:
+        check_range(data["x"], "data['x']")
+    feed: Draws = data if hasattr(data, "take") else draws(data, seed=seed)  # type: ignore[assignment, arg-type]
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
+    if accumulate < 1 or batch_size % accumulate:
+        raise ValueError(f"accumulate must divide the batch of {batch_size} into equal parts, got {accumulate}")
     if not 0 <= decay <= 1:
         raise ValueError(f"decay must be a share in [0, 1], got {decay:g}")
-    if "x" in data:
-        check_range(data["x"], "data['x']")
+    if out is None and (tensorboard or isinstance(ema, PowerEMA)):
+        raise ValueError("tensorboard and PowerEMA write files: give fit a folder, out=...")
     device = next(net.parameters()).device
     total = steps * batch_size
     warmup = min(total // 50, 50 * batch_size) if warmup is None else warmup
-    cuda = [device] if device.type == "cuda" else []
     dtype = chosen(precision, device)
-    average = None if ema is None else EMA(net, ema)
-    stepper = Optimizer(optimizer, net, lr, weight_decay)
+    scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
+    average = (
+        Averages(net, ema, Path(out or ".")) if isinstance(ema, PowerEMA) else None if ema is None else EMA(net, ema)
+    )
+    own = loss if isinstance(loss, nn.Module) else None
+    trains = net if own is None or not list(own.parameters()) else _Both(net, own)
+    stepper = Optimizer(optimizer, trains, lr, weight_decay)
+    now = state.State(net, average, stepper, own, scaler, feed)
     fixed = dict(settings or {}) | {
         "steps": steps,
         "batch_size": batch_size,
         "lr": lr,
         "weight_decay": weight_decay,
-        "ema": ema,
+        "ema": ema.to_json() if isinstance(ema, PowerEMA) else ema,
         "seed": seed,
         "warmup": warmup,
         "decay": decay,
         "optimizer": optimizer,
         "clip": clip,
         "precision": str(dtype),
-        "items": n,
+        "items": feed.size,
     }
-    keeper = None if out is None else state.Keeper(Path(out), fixed)
+    fixed |= {"accumulate": accumulate} if accumulate > 1 else {}
+    fixed |= {"loss": type(own).__name__} if own is not None else {}
+    keeper = None if out is None else state.Keeper(Path(out), fixed, tensorboard)
     first, before = 0, 0.0
     if keeper is not None:
         if resume:
-            first, before = keeper.restore(net, average, stepper)
+            first, before = keeper.restore(now)
         else:
             keeper.clear(overwrite)
     net.train()
-    trained = _with_net(model, torch.compile(net)) if compile else model
+    backward = Backward(loss, seed, dtype, device, accumulate, scaler)
     averaged = model if average is None else _with_net(model, average.net)
     began = kept = time.monotonic()
-    order = _Order(n, seed)
-    with Progress("train", steps, done=first, show=progress) as bar:
+    with (
+        recomputed(net, gradient_checkpointing),
+        interruptible(keeper is not None) as asked,
+        Progress("train", steps, done=first, show=progress) as bar,
+    ):
+        trained = _with_net(model, torch.compile(net)) if compile else model
         for step in range(first, steps):
-            rows = order.rows(step * batch_size, batch_size)
-            batch = {name: value[rows.to(value.device)].to(device, non_blocking=True) for name, value in data.items()}
+            batch = {name: value.to(device, non_blocking=True) for name, value in feed.take(batch_size).items()}
+            if step == first and "x" in batch and not isinstance(data, Mapping):
+                check_range(batch["x"], "the first batch's 'x'")
             rate = lr * _rate(step * batch_size, total, warmup, decay)
-            losses = _forward(loss, trained, batch, seed, step, dtype, device, cuda)
-            mean = losses.mean()
-            mean.backward()
-            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
-            if not bool((mean + norm).isfinite()):
+            losses, mean = backward(trained, batch, step)
+            if scaler is not None:
+                stepper.unscale(scaler)
+            norm = torch.nn.utils.clip_grad_norm_(trains.parameters(), clip)
+            whole = bool((mean + norm).isfinite())
+            if not whole and (scaler is None or not bool(mean.isfinite()) or scaler.get_scale() < 1):
                 if keeper is not None and step > first:
-                    keeper.write(net, average, stepper, step, before + time.monotonic() - began)
-                raise NotFiniteError(_diagnose(loss, model, batch, losses, seed, step, dtype, device, cuda))
-            stepper.step(rate)
-            if average is not None:
+                    keeper.write(now, step, before + time.monotonic() - began)
+                raise NotFiniteError(diagnose(backward, model, batch, losses, step))
+            stepper.step(rate if whole else None)
+            if scaler is not None:
+                scaler.update()
+            if average is not None and whole:
                 average.update(net, step + 1)
-            done, now = step + 1, time.monotonic()
-            speed = (done - first) * batch_size / max(now - began, 1e-9)
+            done, at = step + 1, time.monotonic()
+            speed = (done - first) * batch_size / max(at - began, 1e-9)
             looks = watch is not None and (done % watch_every == 0 or done == steps)
             if keeper is not None and (done % log_every == 0 or done == steps or looks):
                 entry = {
@@ -173,14 +204,25 @@ def fit(
                     "loss": mean.item(),
                     "lr": rate,
                     "grad_norm": norm.item(),
-                    "seconds": round(before + now - began, 3),
+                    "seconds": round(before + at - began, 3),
                 }
-                keeper.log(entry | (_look(watch, averaged, seed, dtype, device, cuda) if looks and watch else {}))
+                entry |= {"scale": scaler.get_scale()} if scaler is not None else {}
+                keeper.log(entry | (_look(watch, averaged, backward) if looks and watch else {}))
             if bar.due() or done == steps:
                 bar.update(done, f"loss {mean.item():.4f}  {speed:.0f} samples/s")
-            if keeper is not None and (now - kept >= checkpoint_every or done == steps):
-                keeper.write(net, average, stepper, done, before + now - began)
-                kept = time.monotonic()
+            if keeper is not None:
+                if isinstance(average, Averages):
+                    with keeper.room(f"averages of step {done}"):
+                        average.keep(done, done == steps)
+                if at - kept >= checkpoint_every or done == steps or asked.by:
+                    keeper.write(now, done, before + at - began)
+                    kept = time.monotonic()
+                if asked.by:
+                    stopped = Stopped(asked.by, done, steps, keeper.out)
+                    print(stopped, file=sys.stderr, flush=True)
+                    raise stopped
+    if keeper is not None:
+        keeper.close()
     seconds = before + time.monotonic() - began
     net.eval()
     if average is not None:
@@ -188,7 +230,15 @@ def fit(
     return Fit(model, averaged, steps, seconds, total / seconds)
 
 
-def _with_net(model: Any, net: nn.Module) -> Any:
+class _Both(nn.Module):
+    """A network and the loss that is trained with it, for the optimiser; the network's parameters come first."""
+
+    def __init__(self, net: nn.Module, loss: nn.Module) -> None:
+        super().__init__()
+        self.net, self.loss = net, loss
+
+
+def _with_net(model: Any, net: Any) -> Any:
     if isinstance(model, nn.Module):
         return net
     new = copy.copy(model)
@@ -196,18 +246,11 @@ def _with_net(model: Any, net: nn.Module) -> Any:
     return new
 
 
-def _look(
-    watch: Callable[[Any], Mapping[str, float]],
-    model: Any,
-    seed: int,
-    dtype: torch.dtype | None,
-    device: torch.device,
-    cuda: list[torch.device],
-) -> dict[str, float]:
+def _look(watch: Callable[[Any], Mapping[str, float]], model: Any, how: Backward) -> dict[str, float]:
     net = model if isinstance(model, nn.Module) else model.net
     training = net.training
-    with torch.random.fork_rng(cuda), autocast(dtype, device), torch.no_grad():
-        torch.manual_seed(mixed("watch", seed))
+    with torch.random.fork_rng(how.cuda), autocast(how.dtype, how.device), torch.no_grad():
+        torch.manual_seed(mixed("watch", how.seed))
         found = dict(watch(model.eval() if isinstance(model, nn.Module) else _with_net(model, net.eval())))
     net.train(training)
     return found
@@ -219,79 +262,3 @@ def _rate(seen: int, total: int, warmup: int, decay: float) -> float:
         return (seen + 1) / (warmup + 1)
     left, falls = (total - seen) / max(total - warmup, 1), decay
     return 1.0 if left >= falls else 0.5 * (1 - math.cos(math.pi * left / falls))
-
-
-def mixed(*words: int | str) -> int:
-    """A 63-bit seed from several words, by SHA-256."""
-    return int.from_bytes(hashlib.sha256(json.dumps(words).encode()).digest()[:8], "little") >> 1
-
-
-class _Order:
-    """Which rows make up samples [p, p + B) of the endless stream of shuffled epochs."""
-
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed = n, seed
-        self._epochs: dict[int, Tensor] = {}
-
-    def rows(self, position: int, size: int) -> Tensor:
-        parts = []
-        while size > 0:
-            epoch, at = divmod(position, self.n)
-            if epoch not in self._epochs:
-                generator = torch.Generator().manual_seed(mixed("order", self.seed, epoch))
-                self._epochs = {e: p for e, p in self._epochs.items() if e >= epoch - 1}
-                self._epochs[epoch] = torch.randperm(self.n, generator=generator)
-            parts.append(self._epochs[epoch][at : at + size])
-            position, size = position + len(parts[-1]), size - len(parts[-1])
-        return torch.cat(parts)
-
-
-def _forward(
-    loss: Loss,
-    model: Any,
-    batch: dict[str, Tensor],
-    seed: int,
-    step: int,
-    dtype: torch.dtype | None,
-    device: torch.device,
-    cuda: list[torch.device],
-) -> Tensor:
-    with torch.random.fork_rng(cuda), autocast(dtype, device):
-        torch.manual_seed(mixed("step", seed, step))
-        return loss(model, batch)
-
-
-def _diagnose(
-    loss: Loss,
-    model: Any,
-    batch: dict[str, Tensor],
-    losses: Tensor,
-    seed: int,
-    step: int,
-    dtype: torch.dtype | None,
-    device: torch.device,
-    cuda: list[torch.device],
-) -> str:
-    """Repeat the step, which is exact, and look at the noise levels of the rows that failed."""
-    bad = (~losses.detach().isfinite()).nonzero()[:, 0]
-    what = f"the loss is not finite at step {step}, in {len(bad)} of {len(losses)} rows"
-    message = what if len(bad) else f"the gradient is not finite at step {step}, though the loss is"
-    if isinstance(model, Denoiser):
-        seen: list[Tensor] = []
-        watched = copy.copy(model)
-        output = model._output
-
-        def watch(x: Tensor, t: Any, told: dict[str, Tensor]) -> Any:
-            seen.append(t)
-            return output(x, t, told)
-
-        watched._output = watch  # type: ignore[method-assign]
-        with torch.no_grad():
-            _forward(loss, watched, batch, seed, step, dtype, device, cuda)
-        if seen and isinstance(seen[0], Tensor) and seen[0].shape == losses.shape and len(bad):
-            t = seen[0][bad]
-            message += f", at noise levels t = {t.min().item():.3g} to {t.max().item():.3g}"
-    rows = [name for name, value in batch.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if rows:
-        return f"{message}: the data has values that are not finite in {rows[0]!r}"
-    return f"{message}: try a lower learning rate, or precision='float32'"

@@ -41,12 +41,18 @@ class Optimizer:
                 torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
             )
 
-    def step(self, lr: float) -> None:
-        """Update every parameter at this rate, and forget the gradients."""
+    def unscale(self, scaler: torch.amp.GradScaler) -> None:
+        """Divide the gradients by what the scaler multiplied the loss with."""
         for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = lr
-            part.step()
+            scaler.unscale_(part)
+
+    def step(self, lr: float | None) -> None:
+        """Update every parameter at this rate, or none at all for None, and forget the gradients."""
+        for part in self.parts:
+            if lr is not None:
+                for group in part.param_groups:
+                    group["lr"] = lr
+                part.step()
             part.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -76,7 +82,7 @@ class Optimizer:
             first += sum(len(group["params"]) for group in part.param_groups)
 
 
-def _matrices(net: nn.Module) -> Iterator[nn.Parameter]:
+def _matrices(net: nn.Module) -> Iterator[Tensor]:
     seen: set[int] = set()
     for blocks in net.modules():
         if isinstance(blocks, nn.ModuleList):

@@ -11,16 +11,16 @@ __all__ = ["autocast", "chosen"]
 
 
 def chosen(precision: str, device: torch.device) -> torch.dtype | None:
-    """The autocast dtype: "auto" is bf16 where the machine computes in it, "float32" is none, "bf16" insists.
+    """The autocast dtype: "auto" is bf16 where the machine computes in it, "float32" is none, "bf16" and "fp16" insist.
 
     Raises:
         ValueError: another name.
     """
-    if precision not in ("auto", "float32", "bf16"):
-        raise ValueError(f"precision must be 'auto', 'float32' or 'bf16', got {precision!r}")
+    if precision not in ("auto", "float32", "bf16", "fp16"):
+        raise ValueError(f"precision must be 'auto', 'float32', 'bf16' or 'fp16', got {precision!r}")
     if precision == "auto":
         return torch.bfloat16 if _has_bf16(device) else None
-    return torch.bfloat16 if precision == "bf16" else None
+    return {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -6,12 +6,18 @@ newest two are kept.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from suffuse.training.checkpoint import fill
@@ -27,8 +33,36 @@ from suffuse.training.files import (
     write_text,
 )
 from suffuse.training.optimizer import Optimizer
+from suffuse.training.power_ema import Averages
 
-__all__ = ["Keeper"]
+__all__ = ["DiskFullError", "Keeper", "State"]
+
+
+class DiskFullError(OSError):
+    """There was no room for a checkpoint or a line of the log; what was there before is whole."""
+
+
+@dataclass
+class State:
+    """All that changes while a model trains.
+
+    Attributes:
+        net: what is trained. average: of its weights. optimizer: what takes the steps.
+        loss: with parameters of its own, or None. scaler: of fp16, or None. data: where batches come from.
+    """
+
+    net: nn.Module
+    average: EMA | Averages | None
+    optimizer: Optimizer
+    loss: nn.Module | None
+    scaler: torch.amp.GradScaler | None
+    data: Any
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module with weights, by the name of its file."""
+        averages = {} if self.average is None else self.average.nets
+        own = {} if self.loss is None else {"loss": self.loss}
+        return {"model": self.net} | averages | own
 
 
 class Keeper:
@@ -37,11 +71,13 @@ class Keeper:
     Args:
         out: the run's folder.
         settings: what must be the same for a resumed run to be the same run.
+        tensorboard: whether numbers also go to out/tensorboard.
     """
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
-        self.out, self.settings = out, settings
+    def __init__(self, out: Path, settings: dict[str, Any], tensorboard: bool = False) -> None:
+        self.out, self.settings, self.tensorboard = out, settings, tensorboard
         self.folder, self.lines = out / "checkpoints", out / "metrics.jsonl"
+        self._board: Any = None
 
     def all(self) -> list[Path]:
         """The checkpoints there are, oldest first."""
@@ -58,19 +94,27 @@ class Keeper:
         for old in self.all():
             discard(old)
         self.lines.unlink(missing_ok=True)
+        shutil.rmtree(self.out / "tensorboard", ignore_errors=True)
 
-    def write(self, net: nn.Module, average: EMA | None, optimizer: Optimizer, step: int, seconds: float) -> None:
-        """Write a checkpoint after `step` steps."""
-        with whole_folder(self.folder / f"step-{step:08d}") as work:
-            write_tensors(work / "model.safetensors", net.state_dict())
-            if average is not None:
-                write_tensors(work / "ema.safetensors", average.net.state_dict())
-            write_tensors(work / "optimizer.safetensors", optimizer.tensors())
-            write_json(work / "state.json", {"step": step, "seconds": seconds, "settings": self.settings})
+    def write(self, state: State, step: int, seconds: float) -> None:
+        """Write a checkpoint after `step` steps.
+
+        Raises:
+            DiskFullError: there is no room for it.
+        """
+        about: dict[str, Any] = {"step": step, "seconds": seconds, "settings": self.settings}
+        about["position"] = state.data.position
+        if state.scaler is not None:
+            about["scaler"] = state.scaler.state_dict()
+        with self.room(f"checkpoint step-{step:08d}"), whole_folder(self.folder / f"step-{step:08d}") as work:
+            for name, module in state.modules().items():
+                write_tensors(work / f"{name}.safetensors", module.state_dict())
+            write_tensors(work / "optimizer.safetensors", state.optimizer.tensors())
+            write_json(work / "state.json", about)
         for old in self.all()[:-2]:
             discard(old)
 
-    def restore(self, net: nn.Module, average: EMA | None, optimizer: Optimizer) -> tuple[int, float]:
+    def restore(self, state: State) -> tuple[int, float]:
         """Fill everything from the newest checkpoint; (0, 0.0) when there is none.
 
         Raises:
@@ -81,7 +125,7 @@ class Keeper:
             shutil.rmtree(part, ignore_errors=True)
         for newest in reversed(self.all()):
             try:
-                return self._read(newest, net, average, optimizer)
+                return self._read(newest, state)
             except ModelFileError as error:
                 warnings.warn(f"{newest} is damaged ({error}); going on from the one before", stacklevel=3)
         if self.all():
@@ -89,29 +133,80 @@ class Keeper:
         self.clear(overwrite=True)
         return 0, 0.0
 
-    def _read(self, newest: Path, net: nn.Module, average: EMA | None, optimizer: Optimizer) -> tuple[int, float]:
+    def _read(self, newest: Path, state: State) -> tuple[int, float]:
         about = read_json(newest / "state.json")
         other = [
-            f"{k} was {about['settings'].get(k)!r}, now {v!r}"
-            for k, v in self.settings.items()
-            if about["settings"].get(k) != v
+            f"{k} was {about['settings'].get(k)!r}, now {self.settings.get(k)!r}"
+            for k in {**self.settings, **about["settings"]}
+            if about["settings"].get(k) != self.settings.get(k)
         ]
         if other:
             raise ValueError(f"cannot resume {self.out} with other settings: {'; '.join(other)}")
-        tensors = {name: read_tensors(newest / f"{name}.safetensors") for name in ("model", "optimizer")}
-        averaged = None if average is None else read_tensors(newest / "ema.safetensors")
-        fill(net, tensors["model"], newest / "model.safetensors")
-        if average is not None and averaged is not None:
-            fill(average.net, averaged, newest / "ema.safetensors")
-        optimizer.fill(tensors["optimizer"])
+        modules = state.modules()
+        tensors = {name: read_tensors(newest / f"{name}.safetensors") for name in (*modules, "optimizer")}
+        for name, module in modules.items():
+            fill(module, tensors[name], newest / f"{name}.safetensors")
+        state.optimizer.fill(tensors["optimizer"])
+        if state.scaler is not None:
+            state.scaler.load_state_dict(about["scaler"])
         step = about["step"]
+        state.data.seek(about.get("position", {"sample": step * self.settings["batch_size"]}))
         if self.lines.exists():
             whole = [line for line in self.lines.read_text().splitlines() if line.endswith("}")]
             write_text(self.lines, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
         return step, about["seconds"]
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        with self.lines.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        """Append a line to metrics.jsonl, and its numbers to TensorBoard."""
+        with self.room("metrics.jsonl"):
+            self.out.mkdir(parents=True, exist_ok=True)
+            with self.lines.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        if self.tensorboard:
+            if self._board is None:
+                self._board = board(self.out / "tensorboard", entry["step"])
+            for name, value in entry.items():
+                if name not in ("step", "samples"):
+                    self._board.add_scalar(name, value, entry["step"])
+            self._board.flush()
+
+    def close(self) -> None:
+        """Nothing more will be logged."""
+        if self._board is not None:
+            self._board.close()
+
+    @contextmanager
+    def room(self, what: str) -> Iterator[None]:
+        """Say it plainly when the disk is full."""
+        try:
+            yield
+        except Exception as error:
+            if not _full(error):
+                raise
+            kept = f"{self.all()[-1].name} is whole" if self.all() else "there is no earlier one"
+            free = shutil.disk_usage(self.out if self.out.exists() else Path.cwd()).free
+            raise DiskFullError(
+                errno.ENOSPC,
+                f"the disk is full ({free / 1e6:.1f} MB free): no room for {what} in {self.out}; of the checkpoints, "
+                f"{kept}: make room and resume",
+            ) from error
+
+
+def _full(error: Exception) -> bool:
+    """Whether an error, of Python or of safetensors, means that there is no room."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return type(error).__name__ == "SafetensorError" and os.strerror(errno.ENOSPC) in str(error)
+
+
+def board(folder: Path, step: int) -> Any:
+    """A TensorBoard writer; of an earlier run's numbers, those from `step` on are hidden.
+
+    Raises:
+        ModuleNotFoundError: tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("tensorboard=True needs tensorboard: pip install 'suffuse[train]'") from None
+    return SummaryWriter(str(folder), purge_step=step)
