@@ -76,6 +76,7 @@ class Averages:
 
     def __init__(self, net: nn.Module, spec: PowerEMA, out: Path) -> None:
         self.spec, self.folder = spec, out / "averages"
+        self.gammas = [gamma(length) for length in spec.lengths]
         self.nets = {_name(length): copy.deepcopy(net).requires_grad_(False) for length in spec.lengths}
 
     @property
@@ -86,8 +87,8 @@ class Averages:
     @torch.no_grad()
     def update(self, net: nn.Module, n: int) -> None:
         """Take in the weights after update n, counted from 1."""
-        for length, average in zip(self.spec.lengths, self.nets.values(), strict=True):
-            beta = (1 - 1 / n) ** (gamma(length) + 1)
+        for g, average in zip(self.gammas, self.nets.values(), strict=True):
+            beta = (1 - 1 / n) ** (g + 1)
             for a, b in zip(average.parameters(), net.parameters(), strict=True):
                 a.lerp_(b, 1 - beta)
             for a, b in zip(average.buffers(), net.buffers(), strict=True):

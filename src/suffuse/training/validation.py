@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suffuse.denoise import call
+from suffuse.denoise import call, networks
 from suffuse.random import noise
 
 __all__ = ["validation"]
@@ -54,8 +54,8 @@ def validation(
         if not edges[-1] > edges[0]:
             raise ValueError(f"bins run up from logsnr {edges[0].item():.3g}: high must be above, got {high:g}")
         found = {}
-        for k, (a, b) in enumerate(zip(edges.tolist(), edges[1:].tolist(), strict=True)):
-            places = (torch.arange(n, dtype=torch.float64) * 0.6180339887498949) % 1  # even, whatever N is
+        for k, (a, b) in enumerate(zip(edges.tolist(), edges[1:].tolist(), strict=False)):
+            places = ((torch.arange(n, dtype=torch.float64) + 0.5) * 0.6180339887498949) % 1  # even, whatever N is
             t = model.schedule.time(a + (b - a) * places).clamp(0, 1)
             errors = [_errors(model, data, t, seed, k, i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
             found[f"val_loss_{a:.3g}_{b:.3g}"] = torch.cat(errors).mean().item()
@@ -65,7 +65,7 @@ def validation(
 
 
 def _errors(model: Any, data: Mapping[str, Tensor], t: Tensor, seed: int, k: int, first: int, end: int) -> Tensor:
-    device = next((p.device for p in model.net.parameters()), None) if hasattr(model, "net") else None
+    device = next((p.device for net in networks(model) for p in net.parameters()), None)
     batch = {name: value[first:end].to(device) for name, value in data.items()}
     x0 = batch.pop("x")
     eps = noise(x0.shape, seed, step=k, stream=_STREAM, first=first, dtype=x0.dtype).to(x0.device)
