@@ -1,0 +1,72 @@
+"""Noise of a measurement: how y varies about A(x), to draw from and to weigh by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from suffuse.random import bits, noise
+
+__all__ = ["GaussianNoise", "PoissonNoise"]
+
+_STREAM = 0x9E45  # of its own, so that a sample's noise and its measurement's are independent
+
+
+class GaussianNoise:
+    """y = A(x) + sigma n.
+
+    Args:
+        sigma: standard deviation, at least 0.
+    """
+
+    def __init__(self, sigma: float) -> None:
+        if not sigma >= 0:
+            raise ValueError(f"sigma must be at least 0, got {sigma:g}")
+        self.sigma = sigma
+
+    def __call__(self, clean: Tensor, seed: int, *, first: int = 0) -> Tensor:
+        """y for A(x) = `clean` (B, ...); row i depends on (seed, first + i)."""
+        shape = tuple(clean.shape)
+        return clean + self.sigma * noise(
+            shape, seed, stream=_STREAM, first=first, dtype=clean.dtype, device=clean.device
+        )
+
+    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        """log p(y | x) up to a constant, (B,), in nats."""
+        if self.sigma == 0:
+            raise ValueError("without noise p(y | x) has no density: sigma is 0")
+        return -0.5 * ((y - clean) / self.sigma).square().flatten(1).sum(1)
+
+
+class PoissonNoise:
+    """y = 2 k / peak - 1,  k ~ Poisson(peak (A(x) + 1)/2): photons counted, for A(x) in [-1, 1].
+
+    Args:
+        peak: photons at white, positive; fewer is noisier.
+    """
+
+    def __init__(self, peak: float) -> None:
+        if not peak > 0:
+            raise ValueError(f"peak must be a positive number of photons, got {peak:g}")
+        self.peak = peak
+
+    def _rate(self, clean: Tensor) -> Tensor:
+        return self.peak * (clean.clamp(-1, 1) + 1) / 2
+
+    def __call__(self, clean: Tensor, seed: int, *, first: int = 0) -> Tensor:
+        """y for A(x) = `clean` (B, ...); row i depends on (seed, first + i)."""
+        rate = self._rate(clean).double()
+        words = bits(tuple(clean.shape), seed, stream=_STREAM + 1, first=first, device=clean.device)
+        u = (words.double() + 0.5) * 2.0**-32
+        k, term = torch.zeros_like(rate), torch.exp(-rate)
+        below = term.clone()
+        for n in range(1, int(self.peak + 10 * self.peak**0.5) + 20):  # the quantile, by adding up the distribution
+            k = k + (u > below)
+            term = term * rate / n
+            below = below + term
+        return (2 * k / self.peak - 1).to(clean.dtype)
+
+    def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
+        """log p(y | x) up to a constant, (B,), in nats."""
+        k, rate = self.peak * (y + 1) / 2, self._rate(clean).clamp(min=1e-8)
+        return (k * rate.log() - rate).flatten(1).sum(1)
