@@ -93,6 +93,12 @@ class TestPowerEMA:
         with pytest.raises(ValueError, match="ema was"):
             fit(LOSS, _data(), _model(), out=tmp_path / "part", resume=True, **(options | {"ema": 0.999}))
 
+    def test_a_run_begun_anew_forgets_the_snapshots_of_the_one_before(self, tmp_path):
+        for steps in (20, 8):
+            fit(LOSS, _data(), _model(), steps=steps, batch_size=8, out=tmp_path, overwrite=True,
+                ema=PowerEMA(every=4), **QUIET)  # fmt: skip
+        assert [f.name for f in sorted((tmp_path / "averages").iterdir())] == ["step-00000004", "step-00000008"]
+
     def test_it_needs_a_folder(self):
         with pytest.raises(ValueError, match="PowerEMA write files: give fit a folder"):
             fit(LOSS, _data(), _model(), steps=2, ema=PowerEMA())

@@ -100,7 +100,7 @@ def fit(
         compile: run the network through torch.compile: minutes to warm up, then faster; rounding differs.
         accumulate: the batch goes through in so many equal parts, with the memory of one.
         gradient_checkpointing: members of the network's `nn.ModuleList`s keep no activations: less memory, the same
-            bits, a third more time.
+            bits, a second forward pass.
         watch: measures the averaged model, which it gets in eval mode and without gradients, every `watch_every`
             steps and at the end; its numbers go to metrics.jsonl. Its randomness is the same each time. See
             `sf.training.validation`.
@@ -138,7 +138,7 @@ def fit(
     average = (
         Averages(net, ema, Path(out or ".")) if isinstance(ema, PowerEMA) else None if ema is None else EMA(net, ema)
     )
-    own = loss if isinstance(loss, nn.Module) else None
+    own = loss.to(device) if isinstance(loss, nn.Module) else None
     trains = net if own is None or not list(own.parameters()) else _Both(net, own)
     stepper = Optimizer(optimizer, trains, lr, weight_decay)
     now = state.State(net, average, stepper, own, scaler, feed)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from suffuse.training.checkpoint import fill
-from suffuse.training.files import ModelFileError, discard, read_tensors, whole_folder, write_tensors
+from suffuse.training.files import ModelFileError, read_tensors, whole_folder, write_tensors
 
 __all__ = ["PowerEMA", "post_hoc_ema"]
 
@@ -100,11 +100,6 @@ class Averages:
             with whole_folder(self.folder / f"step-{n:08d}") as work:
                 for name, average in self.nets.items():
                     write_tensors(work / f"{name}.safetensors", average.state_dict())
-
-    def clear(self) -> None:
-        """Forget the snapshots of an earlier run."""
-        for old in self.folder.glob("step-*"):
-            discard(old)
 
 
 def _name(length: float) -> str:

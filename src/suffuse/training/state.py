@@ -94,7 +94,8 @@ class Keeper:
         for old in self.all():
             discard(old)
         self.lines.unlink(missing_ok=True)
-        shutil.rmtree(self.out / "tensorboard", ignore_errors=True)
+        for folder in ("tensorboard", "averages"):
+            shutil.rmtree(self.out / folder, ignore_errors=True)
 
     def write(self, state: State, step: int, seconds: float) -> None:
         """Write a checkpoint after `step` steps.
