@@ -13,15 +13,19 @@ def test_frechet_is_scipys():
     ma, mb, ca, cb = a.mean(0).numpy(), b.mean(0).numpy(), np.cov(a.numpy().T), np.cov(b.numpy().T)
     cross = scipy.linalg.sqrtm(ca @ cb).real
     wanted = ((ma - mb) ** 2).sum() + np.trace(ca + cb - 2 * cross)
-    assert metrics.frechet(a, b) == pytest.approx(wanted, rel=1e-6)
-    assert metrics.frechet(a, a) == pytest.approx(0, abs=1e-9)
+    assert metrics.frechet(a, b, features="noise").value == pytest.approx(wanted, rel=1e-6)
+    assert metrics.frechet(a, a, features="noise").value == pytest.approx(0, abs=1e-9)
 
 
 def test_frechet_refuses_a_covariance_without_rank():
     with pytest.raises(
         ValueError, match="a covariance of 12 features needs more than 12 samples, the second set has 12"
     ):
-        metrics.frechet(noise((30, 12), seed=0), noise((12, 12), seed=1))
+        metrics.frechet_ratio(
+            noise((30, 12), seed=0), noise((30, 12), seed=0), noise((12, 12), seed=1), features="noise"
+        )
+    with pytest.raises(ValueError, match="needs at least 26 samples of each, got 30 and 25"):
+        metrics.frechet(noise((30, 12), seed=0), noise((25, 12), seed=1), features="noise")
 
 
 def test_the_ratio_of_fresh_real_data_is_one_within_its_interval():
