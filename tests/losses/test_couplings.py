@@ -34,20 +34,20 @@ def test_no_other_pairing_of_a_batch_costs_less():
 
 
 def test_a_large_batch_nears_the_distance_of_two_gaussians():
-    x0 = torch.tensor([2.0]) + 0.5 * noise((4000, 1), seed=2)
+    x0 = torch.tensor([2.0]) + 0.5 * noise((1000, 1), seed=2)
     _, eps = losses.optimal_transport(x0)
-    assert (x0 - eps).square().mean().item() == pytest.approx(2.0**2 + 0.5**2, rel=0.03)  # m^2 + (s - 1)^2
+    assert (x0 - eps).square().mean().item() == pytest.approx(2.0**2 + 0.5**2, rel=0.05)  # m^2 + (s - 1)^2
 
 
 def test_the_flow_becomes_straight():
     """What x_t leaves open of eps - x0: 2 at t = 1/2 for independent unit Gaussians, 0 under transport."""
-    x0 = noise((4000, 1), seed=3)
+    x0 = noise((1000, 1), seed=3)
     left = {}
     for name in ("independent", "optimal_transport"):
         _, eps = getattr(losses, name)(x0)
         x, u = (x0 + eps) / 2, eps - x0
         left[name] = (u - x * (x * u).mean() / x.square().mean()).square().mean().item()
-    assert left["independent"] == pytest.approx(2, rel=0.1) and left["optimal_transport"] < 0.02
+    assert left["independent"] == pytest.approx(2, rel=0.15) and left["optimal_transport"] < 0.05
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, 0.0), (2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi))])
