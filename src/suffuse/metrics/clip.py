@@ -133,9 +133,10 @@ def _of_folder(folder: Path) -> Towers:
         from transformers import AutoTokenizer, CLIPModel
     except ImportError as error:
         raise ImportError(f"transformers cannot be imported ({error}): pip install 'suffuse[hub]'") from error
-    model, report = CLIPModel.from_pretrained(
+    loaded: Any = CLIPModel.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder}: {len(missing)} weights of a CLIPModel are missing, the first is {missing[0]}")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
