@@ -40,13 +40,17 @@ class Net(nn.Module):
 
 
 class TestAccumulation:
-    def test_the_parts_of_a_batch_add_up_to_it(self):
-        found = {}
+    def test_the_parts_of_a_batch_add_up_to_it(self, tmp_path):
+        found, lines = {}, {}
         for parts in (1, 4):
-            model = Denoiser(Net(), schedules.Linear(), "v")
-            fit(plain, {"x": noise((40, 2), seed=0)}, model, steps=10, batch_size=16, accumulate=parts, **QUIET)
+            model, out = Denoiser(Net(), schedules.Linear(), "v"), tmp_path / str(parts)
+            fit(plain, {"x": noise((40, 2), seed=0)}, model, steps=10, batch_size=16, accumulate=parts, out=out,
+                log_every=1, **QUIET)  # fmt: skip
             found[parts] = _weights(model)
+            log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+            lines[parts] = [(line["loss"], line["grad_norm"]) for line in log]
         torch.testing.assert_close(found[1], found[4], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.tensor(lines[1]), torch.tensor(lines[4]), rtol=1e-5, atol=1e-6)
 
     def test_every_part_has_noise_of_its_own(self):
         seen = []
