@@ -99,6 +99,8 @@ def test_clouds_are_matched_by_their_chamfer_distance():
     shapes = torch.stack([normal(40, 3, s, mean=3.0 * s, std=0.2) for s in range(5)])
     copies = shapes[[0, 1, 1, 4]] + 1e-3
     assert metrics.cloud_coverage(copies, shapes).value == pytest.approx(3 / 5)
+    near_one = metrics.cloud_coverage(shapes[[0, 1]], shapes[[0, 4]])
+    assert near_one.value == 0.5, "both generated are nearest to the first reference; the second is nearest to neither"
     pair = [metrics.chamfer(shapes[k], shapes[2], reduce="mean").value for k in (0, 1, 4)]
     other = [metrics.chamfer(shapes[k], shapes[3], reduce="mean").value for k in (0, 1, 4)]
     wanted = (min(pair) + min(other)) / 5
