@@ -78,7 +78,7 @@ class Fine:
         self.mixture = Network(denoiser, shape)
         self.schedule, self.shape = denoiser.schedule, shape
         self.noise = sf.noise((n, *shape), seed=seed).flatten(1).double()
-        plan = sf.samplers.plan_for(self.schedule, nfe=400)
+        plan = sf.samplers.plan_for(self.schedule, nfe=400, size=math.prod(shape))
         x = sf.noise((n, *shape), seed=seed)
         self.rhos, self.states = [], []
         for step in sf.run(denoiser, x, sampler=plan):

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from suffuse import metrics, noise, zoo
-from suffuse.data.shapes import Scenes
+from suffuse.data.shapes import CHANGES, Scenes, changed
 from suffuse.metrics.clip_nets import TwoTowers, contrast
-from suffuse.recipes.clip import CHANGES, changed
 
 SEED = 424_242_421
 CAPTIONS = ["a cat", "cat on a mat at 9", "b"]

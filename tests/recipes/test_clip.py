@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from suffuse import metrics
-from suffuse.data.shapes import COLOURS, RELATIONS, SHAPES, VOCABULARY, Scenes, held_out, match, parse
+from suffuse.data.shapes import CHANGES, COLOURS, RELATIONS, SHAPES, VOCABULARY, Scenes, changed, held_out, match, parse
 from suffuse.metrics.clip_nets import WORDS
 from suffuse.recipes import clip
 from suffuse.training.files import read_tensors
@@ -23,11 +23,11 @@ def other_world(a, change):
     }[change]()
 
 
-@pytest.mark.parametrize("change", clip.CHANGES)
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_wrong_caption_is_true_of_the_scene_changed_so_and_false_of_its_own(change):
     batch = Scenes(11, counts=(0.0, 1.0), identical=0.0, full=True)(0, 300)
     a = batch.attributes
-    said, wrong = clip.changed(batch, change)
+    said, wrong = changed(batch, change)
     spec = parse(said)
     beside = a.relation != RELATIONS.index("inside")
     assert not match(spec, a).all[wrong].any()
@@ -48,8 +48,8 @@ def test_a_wrong_caption_is_true_of_the_scene_changed_so_and_false_of_its_own(ch
 def test_a_caption_that_stays_true_is_not_used():
     """Of two objects that differ in colour only, side by side without a relation said, colours may be exchanged."""
     batch = Scenes(12, identical=0.6)(0, 600)
-    for change in clip.CHANGES:
-        said, wrong = clip.changed(batch, change)
+    for change in CHANGES:
+        said, wrong = changed(batch, change)
         assert torch.equal(wrong, ~match(parse(said), batch.attributes).all)
         assert not wrong[batch.attributes.count == 1].any()
 
@@ -70,7 +70,7 @@ def test_a_lesson_shows_what_its_captions_say():
 
 def test_unknown_changes_are_named():
     with pytest.raises(ValueError, match="'colour', 'order', 'axis', got 'shape'"):
-        clip.changed(Scenes(0)(0, 2), "shape")
+        changed(Scenes(0)(0, 2), "shape")
 
 
 def test_the_longest_caption_fits():

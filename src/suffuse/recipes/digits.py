@@ -6,6 +6,7 @@ A class-conditional flow (velocity on the linear schedule) trained on 1,437 real
 from __future__ import annotations
 
 import json
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -143,7 +144,7 @@ def evaluate(made: Run, *, seed: int = 1) -> dict[str, Any]:
     """
     model, real, unseen = made.model(), data.digits("train"), data.digits("test")
     n = len(real["x"])
-    plan = plan_for(model.schedule, nfe=EVALUATIONS)
+    plan = plan_for(model.schedule, nfe=EVALUATIONS, size=math.prod(SHAPE))
     began = time.monotonic()
     x = sample_many(model.given(label=real["label"]), n, SHAPE, seed, sampler=plan).clamp(-1, 1)
     seconds = time.monotonic() - began

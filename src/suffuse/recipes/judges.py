@@ -21,7 +21,7 @@ from suffuse.metrics.judge_nets import IGNORE
 from suffuse.training import fit
 from suffuse.training.files import whole_folder, write_json, write_tensors
 
-__all__ = ["broken", "lesson", "train_judge"]
+__all__ = ["broken", "lesson", "train_judge", "vary"]
 
 SEEDS = {"use": 1_000_001, "held_out": 2_000_003}
 STEPS = {"use": 800, "held_out": 1500}
@@ -54,7 +54,7 @@ def lesson(seed: int, items: Tensor) -> tuple[Tensor, Attributes]:
         targets.append(replace(target, x=target.x / scale, y=target.y / scale, side=32))
     names = ("count", "shape", "colour", "size", "fill", "x", "y", "background", "style", "depth")
     target = Attributes(**{n: torch.cat([getattr(t, n) for t in targets]) for n in names}, side=32)
-    return _spoil(_vary(torch.cat(images)), target)
+    return _spoil(vary(torch.cat(images)), target)
 
 
 def broken(batch: Batch) -> tuple[Tensor, Attributes]:
@@ -96,7 +96,7 @@ def _blur(x: Tensor, sigma: Tensor) -> Tensor:
     ].view_as(x)
 
 
-def _vary(x: Tensor) -> Tensor:
+def vary(x: Tensor) -> Tensor:
     """Harmless variation, as samples have it: tones a little off, a little noise, edges a little softer."""
     n = len(x)
     x = x * (1 + 0.06 * (torch.rand(n, 3, 1, 1) - 0.5)) + 0.12 * (torch.rand(n, 3, 1, 1) - 0.5)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from suffuse import losses, metrics, nets, pictures
-from suffuse.data.shapes import COLOURS, SHAPES, VOCABULARY, Match, Scenes, captions, held_out, parse
+from suffuse.data.shapes import CHANGES, COLOURS, SHAPES, VOCABULARY, Match, Scenes, captions, changed, held_out, parse
 from suffuse.denoise import Denoiser, networks
 from suffuse.guidance import guide
 from suffuse.nets.conditions import Condition
@@ -249,8 +249,7 @@ def probe(model: Denoiser, *, text: nets.Words, n: int = 192, nfe: int = 10, see
     """How far a model is: binding, by the loss under captions that are wrong in one way; and captions met.
 
     bind_NAME = loss with the wrong caption - loss with the true one, same picture, noise and times: above 0 once the
-    model reads that from the caption. Wrong are the two objects' colours exchanged ("colour"), the two objects
-    exchanged in place ("order"), the relation's axis turned ("axis").
+    model reads that from the caption; the ways are those of `data.shapes.changed`.
 
     Args:
         model: what is trained. text: its condition. n: captions. nfe: calls for each picture. seed: of the scenes.
@@ -259,15 +258,6 @@ def probe(model: Denoiser, *, text: nets.Words, n: int = 192, nfe: int = 10, see
         shares met: match (all that is said), shape, colour, relation.
     """
     scenes = Scenes(seed, counts=(0.0, 1.0), identical=0.0, full=True)(0, 2 * n)
-    a, said = scenes.attributes, scenes.captions
-    swapped = a.colour[:, [1, 0]]
-    placed = replace(a, x=a.x[:, [1, 0]], y=a.y[:, [1, 0]])
-    turned = replace(a, x=a.y, y=a.x)
-    wrong = {
-        "colour": scenes.say(replace(a, colour=swapped)),
-        "order": scenes.say(placed),
-        "axis": scenes.say(turned),
-    }
     x0, eps = scenes.images, torch.randn_like(scenes.images)
     t = losses.logit_normal(len(x0), x0.device)
 
@@ -281,11 +271,10 @@ def probe(model: Denoiser, *, text: nets.Words, n: int = 192, nfe: int = 10, see
             parts.append((out - model.parameterization.write(x0[rows], eps[rows], row)).square().flatten(1).mean(1))
         return torch.cat(parts)
 
-    true = loss(said)
-    found = {}
-    for name, told in wrong.items():
-        differs = torch.tensor([a != b for a, b in zip(said, told, strict=True)])
-        found[f"bind_{name}"] = (loss(told) - true)[differs].mean().item()
+    true, found = loss(scenes.captions), {}
+    for name in CHANGES:
+        told, wrong = changed(scenes, name)
+        found[f"bind_{name}"] = (loss(told) - true)[wrong].mean().item()
     asked = captions(n, seed, held_out=True)
     spoken = model.given(text=text.ids(asked, length=WORDS))
     x = sample_many(guide(spoken, model, W), n, SHAPE, seed, nfe=nfe).clamp(-1, 1)

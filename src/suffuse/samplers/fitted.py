@@ -71,8 +71,9 @@ def fit(
         error = (made - reference[parts[which]]).double().square().mean().sqrt().item()
         return error if math.isfinite(error) else math.inf
 
-    start = plan_for(schedule, nfe=nfe)
-    rule, grid = default(schedule, nfe)
+    size = pilot[0].numel()
+    start = plan_for(schedule, nfe=nfe, size=size)
+    rule, grid = default(schedule, nfe, size)
     options, spacing = dict(rule.options), dict(grid.keywords)
 
     def build(chosen: dict[str, Any]) -> Plan:
@@ -99,7 +100,7 @@ def fit(
 
 def _curve(denoiser: Any, x: Tensor, times: tuple[float, ...], fine: int) -> list[Tensor]:
     """The flow from x at times[0], at each of these falling times."""
-    rule, grid = default(denoiser.schedule, fine)
+    rule, grid = default(denoiser.schedule, fine, x[0].numel())
     between = [t for t in grid(denoiser.schedule, fine, start=times[0]).tolist() if t not in times]
     found, plan = {times[0]: x}, rule.plan(denoiser.schedule, sorted({*times, *between}, reverse=True))
     for step in walked(plan, denoiser, x, None, False):

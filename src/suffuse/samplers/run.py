@@ -22,15 +22,24 @@ __all__ = ["default", "plan_for", "run", "sample"]
 Grid = Callable[..., Tensor] | Tensor | Sequence[float]
 
 
-def default(schedule: Schedule, steps: int) -> tuple[Rule, partial[Tensor]]:
-    """The sampler and the grid that `sample` uses when none is named: measured best by budget (docs/choosing.md)."""
-    if steps < 7:
-        rule, grid = trig_adams(order=2, corrector=5, spread=0.9, last=1), partial(grids.flow, shift=1.3, power=1.4)
-    elif steps < 13:  # a network is less smooth than a mixture: order 4 begins to pay here
-        rule, grid = trig_adams(order=3, corrector=4, spread=0.9, last=1), partial(grids.flow, shift=1.3, power=1.5)
-    else:
-        rule, grid = trig_adams(order=4, corrector=5, spread=0.9, last=1), partial(grids.flow, shift=1.2, power=1.5)
-    return rule, grid
+def default(schedule: Schedule, steps: int, size: int = 1) -> tuple[Rule, partial[Tensor]]:
+    """The sampler and the grid that `sample` uses when none is named: measured best by budget (docs/choosing.md).
+
+    Args:
+        size: numbers in one data point. What large ones show is decided at higher noise, where the grid then looks
+            closer: its shift grows like size^(1/6) from 64 on.
+    """
+    larger = max(1.0, size / 64) ** (1 / 6)
+
+    def made(order: int, corrector: int, shift: float, power: float) -> tuple[Rule, partial[Tensor]]:
+        rule = trig_adams(order=order, corrector=corrector, spread=0.9, last=1)
+        return rule, partial(grids.flow, shift=shift * larger, power=power)
+
+    if steps < 9:  # a network, above all a guided one, is less smooth than a mixture: higher orders begin to pay later
+        return made(2, 5, 1.3, 1.4)
+    if steps < 13:
+        return made(3, 4, 1.3, 1.5)
+    return made(4, 5, 1.2, 1.5)
 
 
 def plan_for(
@@ -41,8 +50,11 @@ def plan_for(
     nfe: int | None = None,
     grid: Grid | None = None,
     start: float | None = None,
+    size: int = 1,
 ) -> Any:
     """What `sample` would run with these arguments, to look at before paying for it: a `Plan` for every rule.
+
+    `size` is how many numbers one data point has, which the default's grid depends on; `sample` has it from the noise.
 
     A sampler is anything with `.run(denoiser, x, path)` (which knows its own times: a `Plan`, or `adaptive()`), or with
     `.plan(schedule, grid)` that makes such a thing of a grid (a rule).
@@ -71,12 +83,12 @@ def plan_for(
             raise ValueError("a grid of times has its own number of steps: leave out steps and nfe")
         if start is not None:
             times = torch.cat([times.new_tensor([start]), times[times < start]])
-        return (sampler or default(schedule, len(times) - 1)[0]).plan(schedule, times)
+        return (sampler or default(schedule, len(times) - 1, size)[0]).plan(schedule, times)
     if (steps is None) == (nfe is None):
         raise ValueError("say how long: steps=20 counts grid intervals, nfe=20 network evaluations (one of the two)")
 
     def build(n: int) -> Any:
-        rule, spacing = default(schedule, n)
+        rule, spacing = default(schedule, n, size)
         spacing = spacing if grid is None else grid
         made = spacing(schedule, n) if start is None or start == 1.0 else spacing(schedule, n, start=start)  # type: ignore[operator]
         return (sampler or rule).plan(schedule, made)
@@ -117,7 +129,8 @@ def run(
     time = None if start is None else float(start[1])
     if time is not None and not 0 < time <= 1:
         raise ValueError(f"start=(x0, t) needs a time in (0, 1], got {time:g}")
-    sampler = plan_for(schedule, sampler=sampler, steps=steps, nfe=nfe, grid=grid, start=time)
+    size = noise[0].numel() if len(noise) else 1
+    sampler = plan_for(schedule, sampler=sampler, steps=steps, nfe=nfe, grid=grid, start=time, size=size)
     time = sampler.grid[0] if hasattr(sampler, "grid") else time or 1.0
     alpha, sigma = schedule(time)
     if start is None:

@@ -31,9 +31,11 @@ from suffuse.data.shapes.render import Batch
 from suffuse.data.shapes.scene import Draw, scene
 from suffuse.data.shapes.spec import Match, Spec, match
 from suffuse.data.shapes.variants import SUBJECTS, Frieze, subject
+from suffuse.data.shapes.wrong import CHANGES, changed
 
 __all__ = [
     "BACKGROUNDS",
+    "CHANGES",
     "COLOURS",
     "FILLS",
     "JOINTS",
@@ -50,6 +52,7 @@ __all__ = [
     "Scenes",
     "Spec",
     "captions",
+    "changed",
     "describe",
     "held_out",
     "match",
