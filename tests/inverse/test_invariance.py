@@ -1,0 +1,41 @@
+"""Law 8 for every method: row i alone is row i in a batch."""
+
+import pytest
+import torch
+
+import suffuse as sf
+from suffuse import inverse
+
+from .methods import MASK, METHODS, SHAPE, mixture
+
+
+def test_every_method_is_tried():
+    assert set(METHODS) == set(inverse.__all__)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_sample_does_not_depend_on_its_batch_mates(name, dtype):
+    world, act = mixture(), METHODS[name]
+    k = 4 if name == "tds" else 1  # particles of one measurement belong together
+    rows = 3 * k
+    y = MASK(world.sample(3, seed=3)).to(dtype) * torch.tensor([1.0, 1.5, 0.2], dtype=dtype).reshape(3, 1, 1, 1)
+    noise = sf.noise((rows, *SHAPE), seed=1, dtype=dtype)
+    together = act(world, MASK, y, 0.2, noise, 5, 0)
+    for i in range(3):
+        part = slice(i * k, (i + 1) * k)
+        alone = act(world, MASK, y[i : i + 1], 0.2, noise[part], 5, i * k)
+        # 1e-11 is the law; single precision is rounded by row, and a guided step enlarges that
+        torch.testing.assert_close(alone, together[part], rtol=0, atol=1e-4 if dtype == torch.float32 else 1e-11)
+    assert (together[0] - together[-1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_measurement_serves_all_rows(name):
+    if name == "tds":
+        return  # there one measurement for all rows is the ordinary case
+    world, y = mixture(), MASK(mixture().sample(1, seed=3))
+    noise = sf.noise((3, *SHAPE), seed=1, dtype=torch.float64)
+    one = METHODS[name](world, MASK, y, 0.2, noise, 5, 0)
+    many = METHODS[name](world, MASK, y.expand(3, *SHAPE), 0.2, noise, 5, 0)
+    torch.testing.assert_close(one, many, rtol=0, atol=1e-11)
