@@ -36,9 +36,9 @@ def test_the_default_looks_at_higher_noise_for_larger_data_points():
     schedule = sf.schedules.Linear()
     means = sf.noise((8, 1, 16, 16), seed=6, dtype=torch.float64)
     model = oracle.Mixture(torch.ones(8), means, 0.6**2, schedule=schedule)
-    noise = sf.noise((128, 1, 16, 16), seed=1, dtype=torch.float64)
+    noise = sf.noise((192, 1, 16, 16), seed=1, dtype=torch.float64)
     exact = sf.sample(model, noise, nfe=100)
-    for nfe in (8, 10, 20):
+    for nfe in (8, 20):
         small, own = (samplers.plan_for(schedule, nfe=nfe, size=size) for size in (1, 256))
         assert error(model, own, noise, exact) < 0.85 * error(model, small, noise, exact), nfe
         assert torch.equal(sf.sample(model, noise, nfe=nfe), sf.sample(model, noise, sampler=own))
