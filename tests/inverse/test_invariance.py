@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import suffuse as sf
-from suffuse import inverse
+from suffuse import inverse, samplers
 
 from .methods import MASK, METHODS, SHAPE, mixture
 
@@ -39,3 +39,23 @@ def test_one_measurement_serves_all_rows(name):
     one = METHODS[name](world, MASK, y, 0.2, noise, 5, 0)
     many = METHODS[name](world, MASK, y.expand(3, *SHAPE), 0.2, noise, 5, 0)
     torch.testing.assert_close(one, many, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["ddnm", "ddrm"])
+def test_rows_are_taken_with_their_measurements(name):
+    """Also back and forth: a jump to the start of the grid ends where the measurement is."""
+    world = mixture()
+    y, index = MASK(world.sample(3, seed=3)), torch.tensor([2, 2, 0, 1])
+    noise = sf.noise((3, *SHAPE), seed=1, dtype=torch.float64)
+    model, sampler = (
+        (world, inverse.ddrm(MASK, y, 0.0)) if name == "ddrm" else (inverse.ddnm(world, MASK, y), samplers.ddpm)
+    )
+    visited = []
+    for step in sf.run(model, noise, sampler=sampler, steps=4, seed=2):
+        visited.append(step.k)
+        if visited == [0, 1]:
+            step.take(index)
+            step.goto(1)
+        out = step.x
+    assert visited == [0, 1, 1, 2, 3]
+    assert torch.equal(MASK(out), y[index])

@@ -113,6 +113,12 @@ def test_an_affine_operator_keeps_the_law():
     torch.testing.assert_close(((A(x) - A(0 * x)) * y).sum(), (x * A.T(y)).sum())
 
 
+def test_windows_leave_out_no_pixel():
+    for A, shape in LINEAR["Crops"]:
+        x = torch.ones(1, *shape)
+        assert A.T(A(x)).min() >= 1, A
+
+
 def test_windows_cover_and_average():
     """Two windows that overlap in a column: there pinv is their mean, elsewhere what the one window says."""
     A = ops.Crops((1, 3), (1, 2), (1, 5))

@@ -97,14 +97,33 @@ class SpectralPlan:
         s = basis.values(back)
         error = torch.where(s > 0, sigma / torch.where(s > 0, s, 1), torch.inf)
         says = torch.where(s > 0, back / torch.where(s > 0, s * s, 1), 0)
-        loop = Loop(fresh(denoiser), x, path)
-        for k in range(self.steps):
+        loop, k = _Loop(fresh(denoiser), x, path, says), 0
+        while k < self.steps:
             a, b = self.grid[k], self.grid[k + 1]
             p = loop.ask(loop.denoiser, loop.x, a, b)
             low, high = self.schedule.logsnr(a), self.schedule.logsnr(b)
-            at = _Seen(loop.x, p, path.increment(low, high), says, s, error, basis.to)
+            at = _Seen(loop.x, p, path.increment(low, high), loop.says, s, error, basis.to)
             loop.x, loop.prediction = basis.back(self.rule.step(at, self.schedule, a, b)), p
-            yield RunStep(k, self.steps, a, b, loop)
+            done = RunStep(k, self.steps, a, b, loop)
+            yield done
+            k += 1
+            if done.jump is not None:
+                if not 0 <= done.jump <= self.steps:
+                    raise ValueError(f"cannot go to step {done.jump} of {self.steps}")
+                k = done.jump
+                path.renew()
+
+
+class _Loop(Loop):
+    """A run that also keeps what y says, by row."""
+
+    def __init__(self, denoiser: Any, x: Tensor, path: Any, says: Tensor) -> None:
+        super().__init__(denoiser, x, path)
+        self.says = says
+
+    def take(self, index: Tensor) -> None:
+        super().take(index)
+        self.says = self.says[index] if len(self.says) > 1 else self.says
 
 
 class _DDRM(Spectral):
