@@ -1,4 +1,4 @@
-"""The command line: `suffuse demo`, `train`, `sample`, `evaluate`, `info`, `samplers`, `reproduce`."""
+"""The command line: `suffuse demo`, `train`, `sample`, `evaluate`, `info`, `doctor`, `samplers`, `reproduce`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
+from suffuse.cli.doctor import Doctor
 from suffuse.cli.pictures import Reproduce, Sample
 from suffuse.cli.runs import Demo, Evaluate, Info
 from suffuse.cli.samplers import Samplers
@@ -21,6 +22,7 @@ Command = (
     | Annotated[Sample, subcommand("sample")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Info, subcommand("info")]
+    | Annotated[Doctor, subcommand("doctor")]
     | Annotated[Samplers, subcommand("samplers")]
     | Annotated[Reproduce, subcommand("reproduce")]
 )
@@ -38,5 +40,12 @@ def main(args: list[str] | None = None) -> None:
     try:
         command()
     except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"suffuse: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        from suffuse.training import DiskFullError
+
+        if not isinstance(error, DiskFullError):
+            raise
         print(f"suffuse: {error}", file=sys.stderr)
         sys.exit(2)

@@ -60,8 +60,18 @@ class Evaluate:
                 summary(result[name]["asked"], result[name]["measured"])
             say(f"\nreport: {shapes.pictures_of(run, result, out).resolve()}")
             return
+        if run.recipe in ("toy", "images") and self.out is None:
+            from suffuse.recipes import images, toy
+
+            recipe = toy if run.recipe == "toy" else images
+            result = recipe.evaluate(run, n=self.n or recipe.ASKED)
+            parts = [result] if "measured" in result else [result[k] for k in (*toy.SAMPLERS, "floor", "chance")]
+            for part in parts:
+                summary(part.get("asked", ""), part["measured"])
+            say(f"\nreport: {recipe.pictures_of(run, result).resolve()}")
+            return
         if self.n is not None or self.out is not None:
-            raise ValueError(f"--n and --out are for runs of shapes; {run.path} is one of {run.recipe}")
+            raise ValueError(f"--n and --out are not for runs of {run.recipe}, as {run.path} is one")
         from suffuse.recipes import digits
 
         result = digits.evaluate(run)

@@ -76,10 +76,83 @@ class _Shapes:
 
 
 @dataclass(frozen=True)
+class _Toy:
+    """Points in the plane: a minute."""
+
+    out: Path | None = None
+    """folder for checkpoints, log and model; by default runs/DATA"""
+    data: Literal["swiss-roll", "moons", "checkerboard", "gaussians", "pinwheel"] = "swiss-roll"
+    """which points"""
+    seed: int = 0
+    """of points, weights and noise"""
+    steps: int | None = None
+    """how many; by default the recipe's own"""
+    batch_size: int | None = None
+    """points a step"""
+    lr: float | None = None
+    """peak learning rate"""
+    resume: bool = False
+    """go on from the newest checkpoint in `out`"""
+    overwrite: bool = False
+    """begin anew where `out` already holds checkpoints"""
+
+    def __call__(self) -> None:
+        """Train."""
+        from suffuse.recipes import toy
+
+        run = toy.train(**{"out": Path("runs") / self.data} | _chosen(self))
+        say(f"trained in {run.train_seconds:.0f} s: {run.path / 'model'}")
+        say(f"next: suffuse evaluate {run.path}")
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Your own pictures: a folder, with classes or captions if it has them; defaults by how many and how large."""
+
+    data: str
+    """a folder of pictures, a .npz file, or one of mnist, fashion-mnist, cifar10, emoji (of SUFFUSE_DATA)"""
+    size: int | None = None
+    """side in pixels, a multiple of 4; by default 64 for a folder, and its own for other data"""
+    out: Path = Path("runs/images")
+    """folder for checkpoints, log and model"""
+    seed: int = 0
+    """of weights, data order and noise"""
+    steps: int | None = None
+    """how many; by default by the size of the set"""
+    batch_size: int | None = None
+    """pictures a step; by default by their size"""
+    width: int | None = None
+    """channels of the network's finest level; by default by the size of the set"""
+    lr: float | None = None
+    """peak learning rate"""
+    dropout: float | None = None
+    """how often the caption or class is withheld"""
+    flip: bool = False
+    """also train on pictures mirrored left to right; not for letters"""
+    cache: Path | None = None
+    """folder that keeps the decoded pictures, for sets larger than memory"""
+    resume: bool = False
+    """go on from the newest checkpoint in `out`"""
+    overwrite: bool = False
+    """begin anew where `out` already holds checkpoints"""
+
+    def __call__(self) -> None:
+        """Train."""
+        from suffuse.recipes import images
+
+        _done(images.train(**_chosen(self), tell=say))
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a recipe."""
 
-    recipe: Annotated[_Digits, subcommand("digits")] | Annotated[_Shapes, subcommand("shapes")]
+    recipe: (
+        Annotated[_Digits, subcommand("digits")]
+        | Annotated[_Shapes, subcommand("shapes")]
+        | Annotated[_Toy, subcommand("toy")]
+        | Annotated[_Images, subcommand("images")]
+    )
 
     def __call__(self) -> None:
         """Train."""
