@@ -17,7 +17,7 @@ def test_every_method_is_tried():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_sample_does_not_depend_on_its_batch_mates(name, dtype):
     world, act = mixture(), METHODS[name]
-    k = 4 if name == "tds" else 1  # particles of one measurement belong together
+    k = 16 if name == "tds" else 1  # particles of one measurement belong together
     rows = 3 * k
     y = MASK(world.sample(3, seed=3)).to(dtype) * torch.tensor([1.0, 1.5, 0.2], dtype=dtype).reshape(3, 1, 1, 1)
     noise = sf.noise((rows, *SHAPE), seed=1, dtype=dtype)

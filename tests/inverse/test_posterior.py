@@ -10,7 +10,7 @@ from suffuse import grids, inverse, operators, oracle, samplers, schedules
 
 from .methods import MASK, METHODS, SHAPE, WINDOW, gaussian, mixture
 
-SIGMA = 0.3
+SIGMA, LINEAR = 0.3, schedules.Linear()
 D = int(torch.Size(SHAPE).numel())
 
 
@@ -96,6 +96,8 @@ def test_known_pixels_of_a_noiseless_mask_are_kept_to_the_last_bit(method, dtype
     x = METHODS[method](world, MASK, y, 0.0, sf.noise((4, *SHAPE), seed=1, dtype=dtype), 2, 0)
     assert torch.equal(MASK(x), y)
     assert (x - y)[:, ~MASK.known.expand(SHAPE)].abs().min() > 1e-6
+    if method == "ddnm":  # also where what the model believes is far from y
+        assert torch.equal(MASK(inverse.ddnm(world, MASK, y)(x + 3, 0.9).x0), y)
 
 
 @pytest.mark.parametrize("make", [inverse.ddrm, inverse.ddnm_plus], ids=["ddrm", "ddnm_plus"])
@@ -109,9 +111,13 @@ def test_spectral_steps_keep_the_noise_level(make, A):
     clean = A(point.sample(1, seed=0)).expand(n, *A(point.sample(1, seed=0)).shape[1:])
     y = operators.GaussianNoise(SIGMA)(clean.contiguous(), seed=3)
     noise = sf.noise((n, *SHAPE), seed=1, dtype=torch.float64)
-    for step in sf.run(point, noise, sampler=make(A, y, SIGMA), grid=grids.flow(point.schedule, 8), seed=2):
-        alpha, sigma = point.schedule(step.s)
-        if sigma == 0 or (make is inverse.ddnm_plus and step.k > 0):  # later its state holds the same noise of y twice
+    once = make is inverse.ddnm_plus  # one step: later its state holds the same noise of y twice
+    how = (
+        {"grid": [0.5, 0.3], "start": (point.mean().expand_as(noise), 0.5)} if once else {"grid": grids.flow(LINEAR, 8)}
+    )
+    for step in sf.run(point, noise, sampler=make(A, y, SIGMA), seed=2, **how):
+        alpha, sigma = LINEAR(step.s)
+        if sigma == 0:
             break
         white = (step.x - alpha * point.mean()).flatten(1) / sigma
         bound = 4.8 / n**0.5
@@ -138,6 +144,22 @@ def test_particles_err_less_the_more_they_are():
     right = (x[:, 0] > 0).double().mean().item()
     exact = (posterior.sample(100000, seed=1)[:, 0] > 0).double().mean().item()
     assert abs(right - exact) < 0.03 and 0.55 < exact < 0.95
+
+
+def test_weights_pay_back_what_the_proposal_pushed():
+    """TDS where y is sharp and the push strong: without the proposal's ratio y counts twice (8 times the error)."""
+    world = oracle.Mixture([0.5, 0.5], torch.tensor([[1.0, 0.4], [-1.0, 0.4]]).double(), torch.tensor([0.05, 0.05]))
+    A, y, k, groups = (
+        operators.Matrix(torch.tensor([[0.3, 1.0]]).double(), (2,)),
+        torch.tensor([[0.6]]).double(),
+        64,
+        32,
+    )
+    posterior = world.posterior(A.M, y[0], 0.15)
+    noise = sf.noise((groups * k, 2), seed=4, dtype=torch.float64)
+    x = inverse.tds(world, A, y.expand(groups, 1), noise, 0.15, steps=30, seed=7)
+    error = (x.reshape(groups, k, 2).mean(1) - posterior.mean()).square().sum(1).mean()
+    assert error < 2.5 * posterior.cov().trace() / k, "hardly worse than exact draws"
 
 
 def test_split_gibbs_keeps_the_posterior_of_its_own_noise():

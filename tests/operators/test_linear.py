@@ -102,6 +102,7 @@ def test_what_is_not_linear_says_what_it_lacks(name):
             A.vjp(x, A(x))
         return
     y, d, h = _x(A(x).shape[1:], seed=1), _x(shape, seed=2), 1e-6
+    assert A.vjp(x, y).abs().max() > 0, "a gradient that is 0 everywhere is none"
     slope = ((A(x + h * d) - A(x - h * d)) / (2 * h) * y).flatten(1).sum(1)
     torch.testing.assert_close((A.vjp(x, y) * d).flatten(1).sum(1), slope, rtol=1e-5, atol=1e-6)
 
@@ -144,9 +145,9 @@ def test_pictures_go_where_the_names_say():
 
 
 def test_downsampling_leaves_out_what_it_cannot_show():
-    stripes = torch.tensor([1.0, -1.0]).repeat(16).expand(1, 1, 32, 32).double()
+    stripes = torch.cos(2 * torch.pi * 0.3 * torch.arange(32).double()).expand(1, 1, 32, 32)
     y = ops.Downsample(4, (32, 32))(stripes)
-    assert y[..., 1:-1].abs().max() < 0.02, "without a filter every fourth stripe would be left at full contrast"
+    assert y[..., 1:-1].abs().max() < 0.1, "without a filter they would come out as other stripes"
 
 
 def test_the_gaussian_blur_is_as_wide_as_it_says():
