@@ -22,7 +22,7 @@ def test_a_spec_survives_json(spec: object) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"type": "Lable", "classes": 3}, "type must be one of Label, Vector, Scalar, Tokens, Spatial, Words, got 'Lable'"),
+        ({"type": "Lable", "classes": 3}, "one of Label, Vector, Scalar, Tokens, Spatial, Words, got 'Lable'"),
         ({"classes": 3}, "got None"),
         ({"type": "Label", "clases": 3}, "Label has the fields classes, optional: unknown or missing clases"),
         ({"type": "Label"}, "unknown or missing classes"),
