@@ -100,7 +100,8 @@ class _Toy:
         """Train."""
         from suffuse.recipes import toy
 
-        run = toy.train(**{"out": Path("runs") / self.data} | _chosen(self))
+        options: dict[str, Any] = {"out": Path("runs") / self.data} | _chosen(self)
+        run = toy.train(**options)
         say(f"trained in {run.train_seconds:.0f} s: {run.path / 'model'}")
         say(f"next: suffuse evaluate {run.path}")
 

@@ -90,7 +90,7 @@ def train(
     steps: int = STEPS,
     batch_size: int = BATCH,
     lr: float = LR,
-    ema: float = EMA,
+    ema: float | None = EMA,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -178,30 +178,31 @@ def pictures_of(made: Run, result: dict[str, Any], *, seed: int = 1) -> Path:
     """Write samples.png, trajectory.png, loss.png and report.html; returns the report's path."""
     from matplotlib.figure import Figure
 
-    model, out, data = made.model(), made.path, made.settings["data"]
-    real = points(data, ASKED, FRESH + 2 * seed)
+    model, out, data, n = made.model(), made.path, made.settings["data"], result["n"]
+    real = points(data, n, FRESH + 2 * seed)
     reach = 1.15 * real.abs().max().item()
     about = stamp(made) | {"made by": "suffuse evaluate", "seed": seed}
     shown = ["ddpm", "ddim", "dpm_solver", "flow"]
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     for axes, name in zip(figure.subplots(1, 4), shown, strict=True):
-        x = samples(model, name, ASKED, seed)
+        x = samples(model, name, n, seed)
         _scatter(axes, real, reach, colour="#c9c9c9", size=5)
         _scatter(axes, x, reach, colour="#2a6f97", size=2)
         value = result[name]["measured"]["chamfer"]["value"]
         axes.set_title(f"{result[name]['asked']}\nChamfer {value:.1f}", fontsize=9)
     _save(figure, out / "samples.png", about)
-    start = noise((ASKED, *SHAPE), FRESH + seed)
+    start = noise((n, *SHAPE), FRESH + seed)
     states = [(1.0, start)]
     states += [(step.s, step.x) for step in samplers.run(model, start, steps=50, grid=grids.uniform)]
     figure = Figure(figsize=(12, 2.7), layout="constrained")
-    for k, axes in enumerate(figure.subplots(1, 6)):
+    panels = list(figure.subplots(1, 6))
+    for k, axes in enumerate(panels):
         t, x = states[k * 10]
         _scatter(axes, x, reach, colour="#2a6f97", size=1)
         axes.set_title(f"t = {t:.1f}", fontsize=9)
     paths = torch.stack([x for _, x in states])[:, :40]
-    axes.plot(paths[..., 0], paths[..., 1], lw=0.5, color="#e07a3f")
-    axes.set_title("t = 0, and forty ways there", fontsize=9)
+    panels[-1].plot(paths[..., 0], paths[..., 1], lw=0.5, color="#e07a3f")
+    panels[-1].set_title("t = 0, and forty ways there", fontsize=9)
     _save(figure, out / "trajectory.png", about)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     pictures.loss_curve(lines, out / "loss.png", about | {"settings": made.settings})
