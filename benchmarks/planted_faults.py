@@ -143,7 +143,7 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail, i
     ),
     (
         "3 round trip",
-        "denoise.py",
+        "denoise/composed.py",
         "inner = call(part, x * scale, time",
         "inner = call(part, x, time",
         "laws/test_round_trip.py",
@@ -167,7 +167,7 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail, i
     ),
     (
         "4 reduction",
-        "denoise.py",
+        "denoise/network.py",
         "every.rows(slice(i * rows, (i + 1) * rows))",
         "every.rows(slice(0, rows))",
         "laws/test_reduction.py",
@@ -199,7 +199,7 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail, i
     ),
     (
         "8 invariance",
-        "denoise.py",
+        "denoise/network.py",
         "new.bound = {k: _pick(v, index) for k, v in self.bound.items()}",
         "new.bound = dict(self.bound)",
         "laws/test_invariance.py",

@@ -11,7 +11,9 @@ __all__ = ["Codec"]
 
 @runtime_checkable
 class Codec(Protocol):
-    """Data to latents and back: decode(encode(x)) is close to x, and latents have unit variance after `scale`.
+    """Data to latents and back: decode(encode(x)) is close to x, and latents have about unit variance.
+
+    `scale` is what the latents of its network were multiplied with for that, after a shift where it has one.
 
     `sample` returns what it sampled, latents included; it never decodes silently.
     """

@@ -1,35 +1,45 @@
-"""Denoisers: (x, t) -> Prediction, with the schedule they live on.
-
-Any callable `(x, t)` or `(x, t, *, to=None)` that returns a `Prediction` and has `.schedule` is a denoiser.
-`Denoiser` makes one from a network; `denoiser(fn, parts=[...])` makes one from others.
-"""
+"""A network read as a denoiser, and what it is told."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from suffuse.codec import Codec
+from suffuse.denoise.composed import Composed, _Base, _pick, call
 from suffuse.parameterize import Number, Parameterization, Prediction, named
 from suffuse.schedules import Schedule
 
-__all__ = ["Composed", "Condition", "Denoiser", "denoiser", "evaluating", "together"]
+__all__ = ["Condition", "Denoiser", "Told", "check_range", "evaluating", "networks", "together"]
+
+
+Told = Tensor | dict[str, Tensor]
+
+
+def each(fn: Callable[..., Tensor], *values: Any) -> Any:
+    """fn of tensors; or, where a condition is several, of each by name."""
+    if isinstance(values[0], dict):
+        return {k: fn(*(v[k] for v in values)) for k in values[0]}
+    return fn(*values)
 
 
 @runtime_checkable
 class Condition(Protocol):
-    """What a network may be told under one name: how a user's value is checked, and what "told nothing" is."""
+    """What a network may be told under one name: how a user's value is checked, and what "told nothing" is.
 
-    def check(self, name: str, value: Any) -> Tensor:
-        """The value as a tensor whose first size is rows (1 or B); raises naming the value that does not fit."""
+    A value is a tensor, or several by name where one thing is told in several ways (a prompt's tokens and its summary).
+    """
+
+    def check(self, name: str, value: Any) -> Told:
+        """The value as tensors whose first size is rows (1 or B); raises naming the value that does not fit."""
         ...
 
-    def null(self, name: str, x: Tensor) -> Tensor:
+    def null(self, name: str, x: Tensor) -> Told:
         """The value that means "told nothing" for every row of x; raises if the network was not made for that."""
         ...
 
@@ -56,56 +66,6 @@ def check_range(x: Tensor, what: str) -> None:
             raise ValueError(f"{what} runs from {low:g} to {high:g}: scale it to about [-1, 1], as in x / 127.5 - 1")
 
 
-class _Base:
-    """What every denoiser made here can do."""
-
-    schedule: Schedule
-
-    def __call__(self, x: Tensor, t: float | Tensor, *, to: float | Tensor | None = None) -> Prediction:
-        raise NotImplementedError
-
-    def on(self, schedule: Schedule, *, clip: bool = False) -> Composed:
-        """The same beliefs on another schedule: exact, by matching logsnr and rescaling x.
-
-        Args:
-            schedule: the noise schedule to live on.
-            clip: where `schedule` is noisier than this one ever is, answer as at t = 1. Off: that is an error.
-        Raises:
-            ValueError: `schedule` reaches a logsnr at t = 1 that this denoiser's schedule never has, and not `clip`.
-        """
-        here, there = self.schedule.logsnr(1.0), schedule.logsnr(1.0)
-        short = there < here - 1e-6 * abs(here)
-        if short and not clip:
-            raise ValueError(
-                f"{schedule} ends at logsnr {there:.3g}, noisier than {self.schedule} ever is ({here:.3g}): "
-                "pass clip=True to answer there as at t=1"
-            )
-        return denoiser(
-            _retimed,
-            parts=[self],
-            schedule=schedule,
-            settings={"schedule": schedule},
-            extra={"schedule": schedule, "rebuild": short},
-            name="on",
-        )
-
-
-def _retimed(x: Tensor, t: Any, to: Any, part: Any, *, schedule: Schedule, rebuild: bool) -> Prediction:
-    alpha, sigma = schedule(t, like=x)
-    base = part.schedule
-
-    def match(at: Any) -> Any:
-        time = base.time(schedule.logsnr(at))
-        return time.clamp(0, 1) if isinstance(time, Tensor) else min(max(time, 0.0), 1.0)
-
-    time = match(t)
-    a, s = base(time, like=x)
-    scale = (a * a + s * s) ** 0.5 / (alpha * alpha + sigma * sigma) ** 0.5
-    inner = call(part, x * scale, time, None if to is None else match(to))
-    eps = None if rebuild else lambda: inner.eps
-    return Prediction(x, alpha, sigma, x0=lambda: inner.x0, eps=eps, var=inner.var)
-
-
 class Denoiser(_Base):
     """A network read as a denoiser.
 
@@ -117,6 +77,8 @@ class Denoiser(_Base):
         variance: "range" if the network answers 2 C channels, the second half v in [-1, 1] saying where the log
             variance of a step lies between its smallest and largest value (Nichol & Dhariwal 2021, eq. 15);
             `sf.samplers.ddpm_learned` uses it, other samplers do without.
+        shape: of one item at the size it was trained for, (C, H, W), where that is known.
+        codec: from data to the latents it denoises; None where it denoises the data itself.
     Raises:
         TypeError: `schedule` is not a Schedule.
         ValueError: an unknown parameterization or kind of variance.
@@ -130,6 +92,8 @@ class Denoiser(_Base):
         condition: Mapping[str, Condition] | Sequence[str] | None = None,
         *,
         variance: str | None = None,
+        shape: tuple[int, ...] | None = None,
+        codec: Codec | None = None,
     ) -> None:
         if variance not in (None, "range"):
             raise ValueError(f"variance must be None or 'range', got {variance!r}")
@@ -140,7 +104,8 @@ class Denoiser(_Base):
             declared = {name: _Passed() for name in declared}
         self.net, self.schedule, self.parameterization, self.variance = net, schedule, named(predicts), variance
         self.conditions: dict[str, Any] = dict(declared)
-        self.bound: dict[str, Tensor] = {}
+        self.bound: dict[str, Told] = {}
+        self.shape, self.codec = shape, codec
 
     def __repr__(self) -> str:
         told = "".join(f", {name}" for name in self.bound)
@@ -186,27 +151,26 @@ class Denoiser(_Base):
         for name, value in self.bound.items():
             if isinstance(self.conditions[name], _Passed):
                 raise ValueError(f"{name!r} has no null: give the Denoiser a condition with one, such as nets.Label")
-            null = self.conditions[name].null(name, x).to(value.dtype)
-            mask = rows.reshape(-1, *[1] * (value.ndim - 1))
-            new.bound[name] = torch.where(mask, null, value)
+
+            def where(told: Tensor, null: Tensor) -> Tensor:
+                return torch.where(rows.reshape(-1, *[1] * (told.ndim - 1)), null.to(told.dtype), told)
+
+            new.bound[name] = each(where, value, self.conditions[name].null(name, x))
         return new
 
-    def told(self, x: Tensor, to: Any = None) -> dict[str, Tensor]:
-        """Every condition of the network as a tensor with x's rows, on x's device."""
-        rows = x.shape[0]
-        values: dict[str, Tensor] = {}
+    def told(self, x: Tensor, to: Any = None) -> dict[str, Any]:
+        """Every condition of the network as tensors with x's rows, on x's device."""
+        values: dict[str, Any] = {}
         for name, spec in self.conditions.items():
             if name == "to" and to is not None:
                 value = _rows_of(to, x)
             elif name in self.bound:
-                value = self.bound[name].to(x.device, non_blocking=True)
+                value = self.bound[name]
             elif isinstance(spec, _Passed):
                 continue
             else:
                 value = spec.null(name, x)
-            if value.shape[0] not in (1, rows):
-                raise ValueError(f"{name} was given for {value.shape[0]} rows, the batch has {rows}")
-            values[name] = value.expand(rows, *value.shape[1:])
+            values[name] = each(lambda v, name=name: _spread(v, name, x), value)
         return values
 
     def output(self, x: Tensor, t: Any, to: Any = None) -> tuple[Tensor, Number, Number, tuple[Number, Number]]:
@@ -214,9 +178,7 @@ class Denoiser(_Base):
         out, alpha, sigma, row = self._output(x, t, self.told(x, to))
         return out if self.variance is None else out[:, : x.shape[1]], alpha, sigma, row
 
-    def _output(
-        self, x: Tensor, t: Any, told: dict[str, Tensor]
-    ) -> tuple[Tensor, Number, Number, tuple[Number, Number]]:
+    def _output(self, x: Tensor, t: Any, told: dict[str, Any]) -> tuple[Tensor, Number, Number, tuple[Number, Number]]:
         p = self.parameterization
         alpha, sigma = self.schedule(t, like=x)
         time = _rows_of(t if p.tells is None else p.tells(self.schedule, t), x)
@@ -224,7 +186,9 @@ class Denoiser(_Base):
         inside = x if p.scale is None else x * p.scale(alpha, sigma)
         if dtype != x.dtype:
             inside = inside.to(dtype)
-            told = {k: v.to(dtype) if v.is_floating_point() and v.ndim > 1 else v for k, v in told.items()}
+            told = {
+                k: each(lambda v: v.to(dtype) if v.is_floating_point() and v.ndim > 1 else v, told[k]) for k in told
+            }
         clock = torch.float64 if dtype == torch.float64 else torch.float32
         out = self.net(inside, time if time.dtype == clock else time.to(clock), **told)
         if out.shape != (x.shape if self.variance is None else (len(x), 2 * x.shape[1], *x.shape[2:])):
@@ -258,6 +222,12 @@ class Denoiser(_Base):
         return self._read(out, x, alpha, sigma, row)
 
 
+def _spread(value: Tensor, name: str, x: Tensor) -> Tensor:
+    if value.shape[0] not in (1, x.shape[0]):
+        raise ValueError(f"{name} was given for {value.shape[0]} rows, the batch has {x.shape[0]}")
+    return value.to(x.device, non_blocking=True).expand(x.shape[0], *value.shape[1:])
+
+
 def _rows_of(t: Any, x: Tensor) -> Tensor:
     if isinstance(t, Tensor) and t.ndim > 0:
         return t.to(x.device)
@@ -276,125 +246,6 @@ def _dtype(net: Any, x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _pick(value: Any, index: Any) -> Any:
-    """The rows of a value that is kept by row; what is the same for all rows stays."""
-    if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] == 1:
-        return value
-    return value[index.to(value.device) if isinstance(index, Tensor) else index]
-
-
-class Composed(_Base):
-    """A denoiser made of denoisers; prints as the tree it is. Made by `denoiser(fn, parts=[...])`."""
-
-    def __init__(self, fn: Callable[..., Prediction], parts: Sequence[Any], **rest: Any) -> None:
-        self.fn, self.parts, self._rest = fn, list(parts), rest
-        self.schedule = rest["schedule"]
-        self.state = rest["state"]() if rest["state"] is not None else None
-
-    def __call__(self, x: Tensor, t: float | Tensor, *, to: float | Tensor | None = None) -> Prediction:
-        extra = dict(self._rest["extra"]) | self._rest["rows"]
-        if self.state is not None:
-            extra["state"] = self.state
-        return self.fn(x, t, to, *self.parts, **extra)
-
-    def rows(self, index: Any) -> Composed:
-        """The denoiser of some rows of a batch, with everything in it that is kept by row."""
-        rows = {k: _pick(v, index) for k, v in self._rest["rows"].items()}
-        parts = [p.rows(index) if hasattr(p, "rows") else p for p in self.parts]
-        new = Composed(self.fn, parts, **(self._rest | {"rows": rows}))
-        state: Any = self.state
-        new.state = state.rows(index) if hasattr(state, "rows") else state
-        return new
-
-    def fresh(self) -> Composed:
-        """The same denoiser with its per-run state made anew; every run begins with this."""
-        return Composed(self.fn, [fresh(p) for p in self.parts], **self._rest)
-
-    def __repr__(self) -> str:
-        inside = [repr(p) for p in self.parts] + [f"{k}={v!r}" for k, v in self._rest["settings"].items()]
-        text = f"{self._rest['name']}({', '.join(inside)})"
-        if len(text) <= 100:
-            return text
-        lines = ",\n".join(inside).replace("\n", "\n    ")
-        return f"{self._rest['name']}(\n    {lines})"
-
-
-def denoiser(
-    fn: Callable[..., Prediction],
-    parts: Sequence[Any],
-    *,
-    name: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    rows: Mapping[str, Any] | None = None,
-    extra: Mapping[str, Any] | None = None,
-    state: Callable[[], Any] | None = None,
-    schedule: Schedule | None = None,
-) -> Composed:
-    """A denoiser from denoisers.
-
-    Args:
-        fn: `fn(x, t, to, *parts, **rows, **extra) -> Prediction`; also given `state=` when there is one.
-        parts: the denoisers it asks; they share one schedule.
-        name, settings: what is printed: the technique and its numbers.
-        rows: values kept by row of the batch (a measurement, a weight per sample), indexed by `.rows(index)`.
-        extra: anything else `fn` takes by name.
-        state: makes the per-run state (momentum, caches), anew for every run.
-        schedule: the schedule it lives on, when it is not that of its parts.
-    Raises:
-        ValueError: the parts live on different schedules; there are none.
-    """
-    if not parts:
-        raise ValueError("a denoiser needs at least one part")
-    schedules = [p.schedule for p in parts]
-    if any(s != schedules[0] for s in schedules):
-        raise ValueError(
-            f"the parts live on different schedules, {', '.join(map(str, schedules))}: "
-            "bring them together with .on(schedule)"
-        )
-    return Composed(
-        fn,
-        parts,
-        name=name or getattr(fn, "__name__", "denoiser"),
-        settings=dict(settings or {}),
-        rows=dict(rows or {}),
-        extra=dict(extra or {}),
-        state=state,
-        schedule=schedule or schedules[0],
-    )
-
-
-def fresh(part: Any) -> Any:
-    """The denoiser with new per-run state, or itself when it holds none."""
-    return part.fresh() if hasattr(part, "fresh") else part
-
-
-def stateless(part: Any, why: str) -> Any:
-    """A denoiser without per-run state, in any of its parts; `why` says what cannot keep it.
-
-    Raises:
-        ValueError: it holds state.
-    """
-    if isinstance(part, Composed):
-        if part.state is not None:
-            raise ValueError(f"{part._rest['name']}(...) keeps something from one evaluation to the next: {why}")
-        for inner in part.parts:
-            stateless(inner, why)
-    return part
-
-
-def call(part: Any, x: Tensor, t: Any, to: Any = None) -> Prediction:
-    """Ask any denoiser, also a hand-written one that takes (x, t) only."""
-    return part(x, t, to=to) if isinstance(part, _Base) or _takes_to(part) else part(x, t)
-
-
-def _takes_to(part: Any) -> bool:
-    fn = part.forward if isinstance(part, nn.Module) else part
-    try:
-        return "to" in inspect.signature(fn).parameters
-    except (TypeError, ValueError):
-        return False
-
-
 def together(parts: Sequence[Any], x: Tensor, t: Any, to: Any = None) -> list[Prediction]:
     """What several denoisers believe of the same x, in one batched forward when they are bindings of one network."""
     first = parts[0]
@@ -405,7 +256,7 @@ def together(parts: Sequence[Any], x: Tensor, t: Any, to: Any = None) -> list[Pr
     if any(a.keys() != told[0].keys() for a in told):
         return [call(p, x, t, to) for p in parts]
     for name, spec in first.conditions.items():
-        lengths = {a[name].shape[1] for a in told if name in a and a[name].ndim > 1}
+        lengths = {a[name].shape[1] for a in told if isinstance(a.get(name), Tensor) and a[name].ndim > 1}
         if len(lengths) > 1:  # sequences of several lengths: "told nothing" is what fills them up
             blank = spec.null(name, x)
             for a in told:
@@ -415,7 +266,7 @@ def together(parts: Sequence[Any], x: Tensor, t: Any, to: Any = None) -> list[Pr
     def many(value: Any) -> Any:
         return value.repeat(n, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) and value.ndim else value
 
-    joined = {k: torch.cat([a[k] for a in told]) for k in told[0]}
+    joined = {k: each(lambda *v: torch.cat(v), *(a[k] for a in told)) for k in told[0]}
     out, alpha, sigma, row = first._output(many(x), many(t), joined)
     every = first._read(out, many(x), alpha, sigma, row)
     return [every.rows(slice(i * rows, (i + 1) * rows)) for i in range(n)]
