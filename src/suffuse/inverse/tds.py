@@ -22,16 +22,14 @@ from torch import Tensor
 
 from suffuse import grids
 from suffuse.denoise import denoiser
+from suffuse.guidance.particles import resample
 from suffuse.inverse.measured import checked, checked_sigma, residual, tweedie
 from suffuse.operators import Operator
 from suffuse.parameterize import Prediction
-from suffuse.random import bits
 from suffuse.samplers import ddpm, run
 from suffuse.samplers.learned import Transition
 
 __all__ = ["tds"]
-
-_STREAM = 0x7D5  # of its own: where resampling begins to count
 
 
 class _Twist:
@@ -58,13 +56,6 @@ class _Twist:
 def _proposed(x: Tensor, t: Any, to: Any, model: Any, *, twist: _Twist) -> Prediction:
     twist.at(x, t)
     return Prediction(x, *model.schedule(t, like=x), x0=twist.x0 if to == 0 else twist.guided)
-
-
-def _systematic(w: Tensor, seed: int, step: int, first: int) -> Tensor:
-    """(G, K) normalised weights -> (G, K) which particles go on; group g depends on (seed, step, first + g)."""
-    u = (bits((len(w),), seed, stream=_STREAM, step=step, first=first, device=w.device).to(w) + 0.5) * 2.0**-32
-    at = (torch.arange(w.shape[1], device=w.device) + u[:, None]) / w.shape[1]
-    return torch.searchsorted(w.cumsum(1).contiguous(), at.contiguous()).clamp(max=w.shape[1] - 1)
 
 
 def tds(
@@ -110,14 +101,6 @@ def tds(
     proposal = denoiser(_proposed, parts=[model], name="tds", extra={"twist": twist})
     log_w, x = None, noise
 
-    def chosen(step: int, log_w: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Which rows go on, and their weights: groups with enough effective particles keep theirs."""
-        w = log_w.softmax(1)
-        thin = (1 / w.square().sum(1) < share * k)[:, None]
-        kept = torch.where(thin, _systematic(w, seed, step, first // k), torch.arange(k, device=w.device))
-        index = kept + k * torch.arange(groups, device=w.device)[:, None]
-        return index.flatten(), torch.where(thin, 0, log_w)
-
     for step in run(proposal, noise, sampler=ddpm, grid=grid, seed=seed, first=first):
         q, previous = Transition(model.schedule, step.t, step.s), step.prediction.x
         before, mean, pushed = twist.log, q.mean(previous, twist.x0), q.mean(previous, twist.guided)
@@ -132,7 +115,8 @@ def tds(
             r = residual(A, x, twist.y)
             ratio, after = 0, -0.5 * r.square().flatten(1).sum(1) / sigma**2 - r[0].numel() * torch.tensor(sigma).log()
         log_w = log_w + (after - before + ratio).reshape(groups, k)
-        index, log_w = chosen(step.k, log_w, threshold if step.s > 0 else 2.0)  # at the end, always
+        share = threshold if step.s > 0 else 2.0  # at the end, always
+        index, log_w = resample(log_w, share, seed, step=step.k, first=first // k)
         step.take(index)  # in every step, so that a group's noise does not depend on when others resample
         x = step.x
         if step.s > 0:
