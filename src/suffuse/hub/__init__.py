@@ -14,38 +14,57 @@ from typing import Any
 
 import torch
 
+from suffuse.denoise import Denoiser
 from suffuse.hub.clip import clip
-from suffuse.hub.folder import Folder, Pretrained
+from suffuse.hub.folder import Folder
 
-__all__ = ["Pretrained", "clip", "diffusers"]
+__all__ = ["clip", "diffusers"]
 
 _FAMILIES = {
-    "DDPMPipeline": "unet2d",
-    "DDIMPipeline": "unet2d",
-    "StableDiffusionPipeline": "stable_diffusion",
+    "DDPMPipeline": "unet2d.load",
+    "DDIMPipeline": "unet2d.load",
+    "DiTPipeline": "dit.load",
+    "FluxPipeline": "flux.load",
+    "PixArtAlphaPipeline": "pixart.load",
+    "PixArtSigmaPipeline": "pixart.load",
+    "StableDiffusionPipeline": "stable_diffusion.load",
+    "StableDiffusionXLPipeline": "stable_diffusion.load_xl",
+    "StableDiffusion3Pipeline": "sd3.load",
 }
 
 
-def diffusers(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: Any = None) -> Pretrained:
+def diffusers(
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    size: tuple[int, int] | None = None,
+    offload: str | None = None,
+) -> Denoiser:
     """A model saved in diffusers' pipeline format, as a denoiser.
 
     How the folder's scheduler samples (spacing, solver, clipping) is the sampler's and the grid's business here, and
     is not read; a safety checker is not run.
 
     Args:
-        path: a local folder with a model_index.json; nothing is ever downloaded.
-        dtype: of every network in it; None is float32. Text encoder and codec are frozen.
+        path: a local folder with a model_index.json, or the name of a model in the Hugging Face cache, such as
+            "stabilityai/stable-diffusion-2-1"; nothing is ever downloaded.
+        dtype: of every network in it; None is float32. Text encoders and codec are frozen.
         device: where the networks go; None is the CPU.
+        size: (height, width) in pixels; None is the size it was trained for. It sets `.shape` and, for models whose
+            noise levels depend on the size (Flux), the schedule's shift.
+        offload: what stays on the CPU until it is used: None (nothing), "parts" (text encoders and codec), or
+            "layers" (also the network, a layer at a time: slow, and the smallest).
     Returns:
         A denoiser with `.shape` of one item (C, H, W), `.codec` (None where there are no latents) and the conditions
-        of its family: `text=` (str, or a list with one a row) for Stable Diffusion.
+        of its family: `text=` (str, or a list with one a row), `label=`, `size=`, `guidance=`.
     Raises:
         ModelFileError: a file or folder is missing, cut short, or a pickle; a weight is missing or unexpected.
         ValueError: a pipeline, part, schedule or prediction type that is not supported.
         ImportError: the extra is not installed.
     """
-    folder = Folder(path)
+    folder = Folder(path, dtype or torch.float32, device, size, offload)
     if folder.pipeline not in _FAMILIES:
         raise ValueError(f"{folder.path} is a {folder.pipeline}; supported are {', '.join(_FAMILIES)}")
-    family = importlib.import_module(f"suffuse.hub.{_FAMILIES[folder.pipeline]}")
-    return family.load(folder, dtype or torch.float32, device)
+    family, load = _FAMILIES[folder.pipeline].split(".")
+    return getattr(importlib.import_module(f"suffuse.hub.{family}"), load)(folder)

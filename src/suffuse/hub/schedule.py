@@ -1,12 +1,14 @@
 """diffusers' scheduler configs as a schedule and a parameterization.
 
-A scheduler there is a table of betas, what the network predicts, and a way to sample; the last is not read.
+A scheduler there is a table of betas or a flow's time shift, what the network predicts, and a way to sample; the last
+is not read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ import torch
 from torch import Tensor
 
 from suffuse.parameterize import Parameterization, named
-from suffuse.schedules import Discrete, Schedule
+from suffuse.schedules import Discrete, Linear, Schedule
 from suffuse.training.files import read_json
 
-__all__ = ["read_schedule"]
+__all__ = ["FLOW", "index", "read_schedule"]
 
 _KINDS = (
     "DDIM DDPM PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete "
@@ -34,31 +36,42 @@ _SAMPLING = (
 )
 # keys that would change the schedule or the network's output, and the values that leave both alone
 _ONLY = {
-    "use_flow_sigmas": (False, None),
-    "use_dynamic_shifting": (False, None),
-    "flow_shift": (1.0, None),
-    "time_shift_type": ("exponential", None),
-    "shift_terminal": (None,),
     "timestep_type": ("discrete",),
-    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"),
+    "invert_sigmas": (False, None),
+    "stochastic_sampling": (False, None),
 }
+_FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+_FLOW = (
+    "shift flow_shift use_flow_sigmas use_dynamic_shifting base_shift max_shift base_image_seq_len max_image_seq_len "
+    "time_shift_type shift_terminal"
+)
 _SCHEDULE = {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"}
-_KNOWN = _SCHEDULE | {"rescale_betas_zero_snr", "prediction_type"} | set(_SAMPLING.split()) | _ONLY.keys()
+_KNOWN = (
+    _SCHEDULE
+    | set(_FLOW.split())
+    | {"rescale_betas_zero_snr", "prediction_type"}
+    | set(_SAMPLING.split())
+    | _ONLY.keys()
+)
 
 
-def read_schedule(file: Path, kind: str, library: Any) -> tuple[Discrete, Parameterization]:
-    """The schedule a model was trained on, and what its output means; the network is told the index t T - 1.
+def read_schedule(file: Path, kind: str, library: Any, tokens: int | None = None) -> tuple[Schedule, Parameterization]:
+    """The schedule a model was trained on, and what its output means.
+
+    A network on a table of betas is told the index t T - 1, a flow's network sigma in [0, 1].
 
     Args:
         file: scheduler_config.json.
         kind: the scheduler's class, whose defaults fill in what the file leaves out.
         library: diffusers.
+        tokens: how many a transformer sees at the wanted size, where a flow's time shift depends on it.
     Raises:
         ModelFileError: the file is missing or is not JSON.
         ValueError: a scheduler, key, prediction type or table of betas that is not supported.
     """
     given = {key: value for key, value in read_json(file).items() if not key.startswith("_")}
-    kinds = [f"{name}Scheduler" for name in _KINDS.split()]
+    kinds = [*(f"{name}Scheduler" for name in _KINDS.split()), *_FLOWS]
     if kind not in kinds:
         raise ValueError(f"{file}: {kind} is not supported; supported are {', '.join(kinds)}")
     unknown = sorted(given.keys() - _KNOWN)
@@ -71,6 +84,8 @@ def read_schedule(file: Path, kind: str, library: Any) -> tuple[Discrete, Parame
             raise ValueError(f"{file}: {key}={given[key]!r} is not supported, only {' or '.join(map(repr, allowed))}")
     signature = inspect.signature(getattr(library, kind).__init__).parameters
     config = {k: p.default for k, p in signature.items() if p.default is not p.empty} | given
+    if kind in _FLOWS or config.get("use_flow_sigmas"):
+        return Linear().shift(_shift(file, config, tokens)), FLOW
     predicts = config["prediction_type"]
     if predicts not in _PREDICTS:
         raise ValueError(f"{file}: prediction type {predicts!r} is not supported; supported are {', '.join(_PREDICTS)}")
@@ -78,6 +93,23 @@ def read_schedule(file: Path, kind: str, library: Any) -> tuple[Discrete, Parame
     if config.get("rescale_betas_zero_snr"):
         schedule = schedule.zero_terminal_snr()
     return schedule, dataclasses.replace(named(_PREDICTS[predicts]), tells=index)
+
+
+def _shift(file: Path, config: dict[str, Any], tokens: int | None) -> float:
+    """The factor that a flow's sigma/alpha is multiplied with: one number, or one that grows with the picture.
+
+    log s = linear in the number of tokens, through two points of the config.   Esser et al. 2024, section 5.3.2.
+    """
+    if not config.get("use_dynamic_shifting"):
+        return float(config.get("shift", config.get("flow_shift")) or 1.0)
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    if tokens is None:
+        raise ValueError(
+            f"{file}: the time shift depends on the picture, and the network's config has no size: say size="
+        )
+    mu = low + (high - low) * (tokens - few) / (many - few)
+    return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
 
 
 def _betas(file: Path, config: dict[str, Any]) -> Discrete:
@@ -103,3 +135,7 @@ def index(schedule: Schedule, t: float | Tensor) -> float | Tensor:
         return torch.where((value - whole).abs() < 1e-3, whole, value).clamp_min(0)
     whole = round(value)
     return max(float(whole) if abs(value - whole) < 1e-3 else value, 0.0)
+
+
+# eps - x0 at every sigma, whatever t is; told sigma
+FLOW = Parameterization("flow", lambda schedule, t, alpha, sigma: (-1.0, 1.0), tells=lambda schedule, t: schedule(t)[1])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from suffuse.hub.folder import Folder, Pretrained, require, square
+from suffuse.denoise import Denoiser
+from suffuse.hub.folder import Folder, require
 from suffuse.nets.conditions import Label
 
 __all__ = ["UNet2D", "load"]
@@ -26,17 +26,16 @@ class UNet2D(nn.Module):
         return self.unet(x, t, class_labels=label, return_dict=False)[0]
 
 
-def load(folder: Folder, dtype: torch.dtype, device: Any) -> Pretrained:
+def load(folder: Folder) -> Denoiser:
     """The denoiser of a saved UNet2DModel and scheduler.
 
     Raises:
-        ValueError: the network is told sigma instead of an index, or predicts more than one image.
+        ValueError: the network is told sigma instead of an index.
     """
-    unet = folder.network("unet", require("diffusers").UNet2DModel, dtype, device)
-    config = unet.config
-    if config.time_embedding_type != "positional" or config.out_channels != config.in_channels:
+    unet = folder.network("unet", require("diffusers").UNet2DModel)
+    if unet.config.time_embedding_type != "positional":
         raise ValueError(
-            f"{folder.path}: a UNet2DModel must have time_embedding_type='positional' and as many channels out as in, "
-            f"got {config.time_embedding_type!r}, {config.in_channels} in and {config.out_channels} out"
+            f"{folder.path}: a UNet2DModel must have time_embedding_type='positional', "
+            f"got {unet.config.time_embedding_type!r}"
         )
-    return Pretrained(UNet2D(unet), folder, (config.in_channels, *square(config.sample_size)))
+    return folder.denoiser(UNet2D(unet), unet.config)
