@@ -217,7 +217,7 @@ def test_a_missing_file_is_named(sd, file):
 
 def test_a_missing_folder_is_named(tmp_path):
     refuses(tmp_path / "nothing", str(tmp_path / "nothing"), "is missing")
-    refuses("stabilityai/stable-diffusion-2-1", "stabilityai/stable-diffusion-2-1 is missing", "local folder")
+    refuses("nobody/nothing", "nobody/nothing is neither a folder nor in the Hugging Face cache", "hf download")
 
 
 @pytest.mark.parametrize(("part", "stem"), [("unet", "diffusion_pytorch_model"), ("text_encoder", "pytorch_model")])

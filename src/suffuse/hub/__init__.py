@@ -17,8 +17,9 @@ import torch
 from suffuse.denoise import Denoiser
 from suffuse.hub.clip import clip
 from suffuse.hub.folder import Folder
+from suffuse.hub.schedule import times
 
-__all__ = ["clip", "diffusers"]
+__all__ = ["clip", "diffusers", "times"]
 
 _FAMILIES = {
     "DDPMPipeline": "unet2d.load",

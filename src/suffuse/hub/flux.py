@@ -70,5 +70,5 @@ def load(folder: Folder) -> Denoiser:
         lambda name, prompts: {"states": t5(name, prompts)[0], "pooled": clip(name, prompts).pooler_output}, [clip, t5]
     )
     conditions: dict[str, Any] = {"text": text} | ({"guidance": Guidance()} if distilled else {})
-    shape = (transformer.config.in_channels // 4, *folder.latent(128, codec.factor))
+    shape = (transformer.config.in_channels // 4, *folder.latent(128, codec.factor, 2))
     return folder.denoiser(Flux(transformer, conditions), shape, codec, patch=2)

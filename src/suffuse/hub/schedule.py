@@ -19,7 +19,7 @@ from suffuse.parameterize import Parameterization, named
 from suffuse.schedules import Discrete, Linear, Schedule
 from suffuse.training.files import read_json
 
-__all__ = ["FLOW", "index", "read_schedule"]
+__all__ = ["FLOW", "index", "read_schedule", "times"]
 
 _KINDS = (
     "DDIM DDPM PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete "
@@ -139,3 +139,22 @@ def index(schedule: Schedule, t: float | Tensor) -> float | Tensor:
 
 # eps - x0 at every sigma, whatever t is; told sigma
 FLOW = Parameterization("flow", lambda schedule, t, alpha, sigma: (-1.0, 1.0), tells=lambda schedule, t: schedule(t)[1])
+
+
+def times(scheduler: Any, schedule: Schedule) -> list[float]:
+    """The times that a scheduler of diffusers visits, as a grid for `sample`, to compare with its pipelines.
+
+    Args:
+        scheduler: after its `set_timesteps`.
+        schedule: of the model that was read from the same folder.
+    Returns:
+        Falling times, from the first one visited to the end (clean data, or the first index of the table).
+    """
+    if isinstance(schedule, Discrete):
+        levels = getattr(scheduler, "final_alpha_cumprod", None)
+        end = 0.0 if levels is None or float(levels) == 1 else 1 / schedule.steps
+        visited = dict.fromkeys(float(i) for i in scheduler.timesteps)  # some solvers visit a time twice
+        return [(i + 1) / schedule.steps for i in visited] + [end]
+    sigmas = [float(s) for s in scheduler.sigmas]
+    logsnr = [math.inf if s == 0 else -math.inf if s == 1 else 2 * math.log((1 - s) / s) for s in sigmas]
+    return [0.0 if v == math.inf else 1.0 if v == -math.inf else schedule.time(v) for v in logsnr]
