@@ -12,24 +12,26 @@ LINEAR = sf.schedules.Linear()
 
 
 class Watched(nn.Module):
-    """A network that notes the mode it was asked in and the time it was told the run goes to."""
-
-    conditions = ("to",)
+    """A network that notes the mode it was asked in."""
 
     def __init__(self):
         super().__init__()
-        self.modes, self.told = set(), set()
+        self.modes = set()
 
-    def forward(self, x, t, to=None):
+    def forward(self, x, t):
         self.modes.add(self.training)
-        self.told.add(to is not None)
         return 0.3 * x
 
 
 def test_a_fit_asks_as_sampling_does():
-    net = Watched().train()
-    samplers.fit(sf.Denoiser(net, LINEAR), 3, sf.noise((32, 2), seed=0), trials=1)
-    assert net.modes == {False} and net.told == {True} and net.training
+    net, told = Watched().train(), set()
+
+    def fn(x, t, to, part):
+        told.add(to is not None)
+        return part(x, t)
+
+    samplers.fit(sf.denoiser(fn, [sf.Denoiser(net, LINEAR)]), 3, sf.noise((32, 2), seed=0), trials=1)
+    assert net.modes == {False} and told == {True} and net.training
 
 
 def test_a_fit_begins_each_solution_with_fresh_state():

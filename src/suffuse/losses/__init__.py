@@ -1,8 +1,9 @@
 """Losses: plain functions `(model, batch) -> (B,)`, with the times, weights and couplings they are given."""
 
-from suffuse.losses import couplings, times, weights
+from suffuse.losses import couplings, fewstep, times, weights
 from suffuse.losses.couplings import immiscible, independent, optimal_transport
 from suffuse.losses.denoising import denoising
+from suffuse.losses.noisy_classification import noisy_classification
 from suffuse.losses.score import denoising_score, implicit_score, sliced_score
 from suffuse.losses.times import (
     cosmap,
@@ -23,6 +24,7 @@ __all__ = [
     "couplings",
     "denoising",
     "denoising_score",
+    "fewstep",
     "hybrid",
     "immiscible",
     "implicit_score",
@@ -30,6 +32,7 @@ __all__ = [
     "log_normal",
     "logit_normal",
     "mode",
+    "noisy_classification",
     "optimal_transport",
     "shifted",
     "sliced_score",

@@ -4,6 +4,7 @@ from suffuse.samplers.adams import adams, deis, lms, noise_adams, plms, sa_solve
 from suffuse.samplers.adaptive import adaptive
 from suffuse.samplers.ancestral import consistency, ddim, ddpm
 from suffuse.samplers.bound import variational_bound
+from suffuse.samplers.budget import budget
 from suffuse.samplers.cfgpp import cfgpp
 from suffuse.samplers.encode import decode_pair, encode, encode_pair
 from suffuse.samplers.exponential import dpmpp, dpmpp_2s, dpmpp_multistep_sde, dpmpp_sde
@@ -19,6 +20,7 @@ from suffuse.samplers.run import default, plan_for, run, sample
 from suffuse.samplers.singlestep import dpm_solver, seeds
 from suffuse.samplers.stages import heun, kutta3, midpoint, rk4
 from suffuse.samplers.stochastic import churn, euler_maruyama, langevin
+from suffuse.samplers.two_time import endpoint
 from suffuse.samplers.unipc import unipc
 from suffuse.samplers.walk import RunStep, combine
 
@@ -31,6 +33,7 @@ __all__ = [
     "adaptive",
     "bdia",
     "bits_per_dim",
+    "budget",
     "cfgpp",
     "churn",
     "combine",
@@ -49,6 +52,7 @@ __all__ = [
     "edict",
     "encode",
     "encode_pair",
+    "endpoint",
     "euler_maruyama",
     "fit",
     "heun",

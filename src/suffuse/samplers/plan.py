@@ -23,6 +23,7 @@ from torch import Tensor
 from suffuse import schedules
 from suffuse.denoise import fresh
 from suffuse.samplers.symbols import NEGATIVE, PREDICTED, Symbol, Term
+from suffuse.samplers.two_time import check
 from suffuse.samplers.walk import RunStep, Walk
 from suffuse.schedules import Schedule
 
@@ -311,7 +312,8 @@ class Plan:
                 given history or a partner.
             path: where noise comes from: `sf.BrownianPath(x.shape, seed)`. Needed by stochastic plans.
         Raises:
-            ValueError: the plan is stochastic and there is no path; the denoiser lives on another schedule.
+            ValueError: the plan is stochastic and there is no path; the denoiser lives on another schedule; a two-time
+                network under a plan that mixes predictions.
         """
         if denoiser.schedule != self.schedule:
             raise ValueError(
@@ -319,6 +321,7 @@ class Plan:
             )
         if self.stochastic and path is None:
             raise ValueError(f"{self.name} draws noise: give it a seed")
+        check(self, denoiser)
         states = [x] if isinstance(x, Tensor) else list(x)
         if len(states) != self.given + 1:
             raise ValueError(f"{self.name} starts from {self.given + 1} given states, got {len(states)}")
