@@ -3,7 +3,6 @@
 from suffuse.losses import couplings, fewstep, times, weights
 from suffuse.losses.couplings import immiscible, independent, optimal_transport
 from suffuse.losses.denoising import denoising
-from suffuse.losses.noisy_classification import noisy_classification
 from suffuse.losses.score import denoising_score, implicit_score, sliced_score
 from suffuse.losses.times import (
     cosmap,
@@ -32,7 +31,6 @@ __all__ = [
     "log_normal",
     "logit_normal",
     "mode",
-    "noisy_classification",
     "optimal_transport",
     "shifted",
     "sliced_score",
