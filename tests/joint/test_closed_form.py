@@ -23,25 +23,28 @@ def _weights(shape, kind):
     return w, w
 
 
-@pytest.mark.parametrize("rule", RULES, ids=repr)
-@pytest.mark.parametrize("kind", ["even", "by view", "by pixel"])
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [("even", RULES[0]), ("by view", RULES[1]), ("by pixel", RULES[0]), ("by pixel", RULES[3])],
+    ids=["even", "by view, ddpm", "by pixel", "by pixel, default"],
+)
 @pytest.mark.parametrize("name", WINDOWS)
 def test_windows_told_different_things_are_the_canvas_told_their_weighted_mean(name, kind, rule):
     """Windows N(m_i, c I) make the canvas N((A.T W A)^+ A.T W m, c I), with the same noise to the last digits."""
     A, shape = WINDOWS[name]
-    z = normal(3, *shape, seed=1)
+    z = normal(2, *shape, seed=1)
     seen = tuple(A(z).shape[1:])
     given, w = _weights(seen, kind)
     means, c, schedule = (
-        normal(3 * seen[0], *seen[1:], seed=2),
+        normal(2 * seen[0], *seen[1:], seed=2),
         torch.tensor(0.3, dtype=worlds.F64),
         SCHEDULES["linear"],
     )
     P = dense(A, shape, w)
     made = joint.average(PerView(means, c, schedule), A, weights=given)
     x = sf.sample(made, z, sampler=rule, steps=5, seed=4)
-    for i in range(3):
-        mean = (P @ means.unflatten(0, (3, -1))[i].flatten()).reshape(shape)
+    for i in range(2):
+        mean = (P @ means.unflatten(0, (2, -1))[i].flatten()).reshape(shape)
         whole = sf.sample(
             oracle.Gaussian(mean, c, schedule=schedule), z[i : i + 1], sampler=rule, steps=5, seed=4, first=i
         )
