@@ -2,9 +2,9 @@
 
 eps <- eps - s sigma grad log p(y | x_t),       x0 <- x0 + s (sigma^2/alpha) grad log p(y | x_t)       s = 0 is off
 
-s = 1 with the exact p(y | x_t) is p(x0 | y), exactly. Any other s is not p(x0) p(y | x0)^s, but for classes that do not
+s = 1 with the exact p(y | x_t) is p(x0 | y), exactly. No other s is p(x0) p(y | x0)^s, not even for classes that do not
 overlap: its noised likelihood is E[p(y | x0)^s | x_t], which is not p(y | x_t)^s. `steer` with log p(y | x0) as reward
-corrects that.
+samples it.
 
 Dhariwal & Nichol 2021, algorithms 1 and 2; Song et al. 2021 (score-based SDE), section 5.
 """

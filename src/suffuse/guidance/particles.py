@@ -1,6 +1,7 @@
 """Particles: which of a weighted group go on.
 
-Systematic resampling: particle i of K has round(K w_i) or one more descendants, K in all. Kitagawa 1996.
+Systematic resampling: particle i has K w_i descendants, rounded up or down, K in all. Kitagawa 1996. Places are turned
+round by a random number, so that each place alone holds particle i with probability w_i.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ def resample(log_w: Tensor, share: float, seed: int, *, step: int = 0, first: in
     groups, k = log_w.shape
     w = log_w.softmax(1)
     thin = (1 / w.square().sum(1) < share * k)[:, None]
-    u = (bits((groups,), seed, stream=_STREAM, step=step, first=first, device=w.device).to(w) + 0.5) * 2.0**-32
-    at = (torch.arange(k, device=w.device) + u[:, None]) / k
+    places = torch.arange(k, device=w.device)
+
+    def word(stream: int) -> Tensor:
+        return bits((groups,), seed, stream=stream, step=step, first=first, device=w.device)[:, None]
+
+    at = ((places + word(_STREAM + 1)) % k + (word(_STREAM).to(w) + 0.5) * 2.0**-32) / k
     drawn = torch.searchsorted(w.cumsum(1).contiguous(), at.contiguous()).clamp(max=k - 1)
-    kept = torch.where(thin, drawn, torch.arange(k, device=w.device))
-    index = kept + k * torch.arange(groups, device=w.device)[:, None]
+    index = torch.where(thin, drawn, places) + k * torch.arange(groups, device=w.device)[:, None]
     return index.flatten(), torch.where(thin, 0, log_w)

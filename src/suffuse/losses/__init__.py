@@ -1,8 +1,10 @@
 """Losses: plain functions `(model, batch) -> (B,)`, with the times, weights and couplings they are given."""
 
-from suffuse.losses import couplings, fewstep, times, weights
+from suffuse.losses import couplings, distillation, fewstep, times, weights
 from suffuse.losses.couplings import immiscible, independent, optimal_transport
 from suffuse.losses.denoising import denoising
+from suffuse.losses.distillation import csd, dds, pds, sdi, sds, vsd
+from suffuse.losses.noisy_classification import noisy_classification
 from suffuse.losses.score import denoising_score, implicit_score, sliced_score
 from suffuse.losses.times import (
     cosmap,
@@ -21,8 +23,11 @@ __all__ = [
     "Uncertain",
     "cosmap",
     "couplings",
+    "csd",
+    "dds",
     "denoising",
     "denoising_score",
+    "distillation",
     "fewstep",
     "hybrid",
     "immiscible",
@@ -31,12 +36,17 @@ __all__ = [
     "log_normal",
     "logit_normal",
     "mode",
+    "noisy_classification",
     "optimal_transport",
+    "pds",
+    "sdi",
+    "sds",
     "shifted",
     "sliced_score",
     "stratified",
     "times",
     "uniform",
     "uniform_logsnr",
+    "vsd",
     "weights",
 ]

@@ -1,0 +1,71 @@
+"""Misuse: one clear error, where the mistake is made."""
+
+import pytest
+
+import suffuse as sf
+from suffuse import guidance, samplers, schedules
+
+from .worlds import MODEL, NEG, POS, READER, WEAK
+
+X = sf.noise((6, 1, 8, 8), seed=3)
+MISUSE = {
+    "negative prompt without guidance": (
+        lambda: guidance.guide(POS, MODEL.given(label=2), 1.0),
+        "the negative is told 'label', but w=1 is off",
+    ),
+    "negative prompt without apg": (lambda: guidance.apg(POS, MODEL.given(label=2), 1.0), "w=1 is off"),
+    "two schedules": (lambda: guidance.guide(POS, MODEL.on(schedules.Cosine()), 2.0), r"bring them together with \.on"),
+    "a classifier of another schedule": (
+        lambda: guidance.classifier(MODEL.on(schedules.Cosine()), READER, 1),
+        r"bring them together with \.on",
+    ),
+    "autoguidance across schedules": (
+        lambda: guidance.cfg_zero(POS, WEAK.on(schedules.VP()), 2.0),
+        r"different schedules.*\.on\(schedule\)",
+    ),
+    "interval outside": (
+        lambda: guidance.guide(POS, NEG, 2.0, between=(-0.1, 0.5)),
+        r"0 <= low <= high <= 1, got \(-0",
+    ),
+    "interval above one": (lambda: guidance.interval(POS, NEG, between=(0.1, 1.5)), r"0 <= low <= high <= 1"),
+    "logsnr the wrong way round": (lambda: guidance.guide(POS, NEG, 2.0, logsnr=(3, -3)), "low <= high"),
+    "an interval twice": (
+        lambda: guidance.interval(POS, NEG, between=(0.1, 0.2), logsnr=(-1, 1)),
+        "give the interval once",
+    ),
+    "phi": (lambda: guidance.rescale(guidance.guide(POS, NEG, 2.0), 1.2), r"share in \[0, 1\], got 1.2"),
+    "rescale of what is not guided": (lambda: guidance.rescale(POS, 0.5)(X, 0.5), "hand it a guided denoiser"),
+    "percentile": (lambda: guidance.threshold(POS, 0.0), r"in \(0, 100\], got 0"),
+    "limit": (lambda: guidance.threshold(POS, limit=-1.0), "must be positive, got -1"),
+    "apg": (lambda: guidance.apg(POS, NEG, 2.0, norm=0.0), "positive norm"),
+    "zero_init": (lambda: guidance.cfg_zero(POS, NEG, 2.0, zero_init=1.0), r"in \[0, 1\), got 1"),
+    "nothing to compose": (lambda: guidance.compose(POS), "at least one"),
+    "an infinite weight": (lambda: guidance.compose(NEG, (POS, float("inf"))), "weight 0 must be a finite number"),
+    "s": (lambda: guidance.classifier(POS, READER, 1, float("nan")), "s must be a finite number"),
+    "a label beyond": (lambda: guidance.classifier(POS, READER, 11)(X, 0.5), "labels 0 to 9, got"),
+    "perturbing what is guided": (lambda: guidance.pag(guidance.guide(POS, NEG, 2.0), 2.0), "before any guidance"),
+    "a convention": (lambda: guidance.scale(1.0, of="diffusers"), "one of 'imagen', 'ho', got 'diffusers'"),
+    "particles": (
+        lambda: guidance.steer(MODEL, len, X, particles=4, steps=3, seed=0),
+        "multiple of particles=4, got 6",
+    ),
+    "a sampler without noise": (
+        lambda: guidance.steer(MODEL, len, X, particles=3, sampler=samplers.heun, steps=3, seed=0),
+        "would never part",
+    ),
+    "a reward of one number": (
+        lambda: guidance.steer(MODEL, lambda x0: x0.mean(), X, particles=3, steps=3, seed=0),
+        "6 finite numbers, one a row",
+    ),
+    "steering what keeps state": (
+        lambda: guidance.steer(guidance.apg(POS, NEG, 2.0), len, X, particles=3, steps=3, seed=0),
+        "keeps something",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISUSE)
+def test_misuse_is_one_clear_error(name):
+    act, words = MISUSE[name]
+    with pytest.raises((ValueError, TypeError), match=words):
+        act()
