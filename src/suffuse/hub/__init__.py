@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from typing import Any
 
 import torch
 
 from suffuse.denoise import Denoiser
 from suffuse.hub.clip import clip
+from suffuse.hub.control import adapter, controlnet
 from suffuse.hub.folder import Folder
+from suffuse.hub.lora import lora, save_lora
 from suffuse.hub.schedule import times
 
-__all__ = ["clip", "diffusers", "times"]
+__all__ = ["adapter", "clip", "controlnet", "diffusers", "lora", "save_lora", "times"]
 
 _FAMILIES = {
     "DDPMPipeline": "unet2d.load",
@@ -32,6 +35,7 @@ _FAMILIES = {
     "StableDiffusionXLPipeline": "stable_diffusion.load_xl",
     "StableDiffusion3Pipeline": "sd3.load",
 }
+_SAME = re.compile("(Img2Img|Inpaint|ControlNet|Adapter)(?=.*Pipeline$)")  # other loops around the same parts
 
 
 def diffusers(
@@ -58,14 +62,19 @@ def diffusers(
             "layers" (also the network, a layer at a time: slow, and the smallest).
     Returns:
         A denoiser with `.shape` of one item (C, H, W), `.codec` (None where there are no latents) and the conditions
-        of its family: `text=` (str, or a list with one a row), `label=`, `size=`, `guidance=`.
+        of its family: `text=` (str, or a list with one a row), `label=`, `size=`, `guidance=`, `inpaint=`, `control=`.
     Raises:
         ModelFileError: a file or folder is missing, cut short, or a pickle; a weight is missing or unexpected.
         ValueError: a pipeline, part, schedule or prediction type that is not supported.
         ImportError: the extra is not installed.
     """
     folder = Folder(path, dtype or torch.float32, device, size, offload)
-    if folder.pipeline not in _FAMILIES:
+    kind = _SAME.sub("", folder.pipeline)
+    if kind not in _FAMILIES:
         raise ValueError(f"{folder.path} is a {folder.pipeline}; supported are {', '.join(_FAMILIES)}")
-    family, load = _FAMILIES[folder.pipeline].split(".")
-    return getattr(importlib.import_module(f"suffuse.hub.{family}"), load)(folder)
+    family, load = _FAMILIES[kind].split(".")
+    model = getattr(importlib.import_module(f"suffuse.hub.{family}"), load)(folder)
+    for part, steer in (("controlnet", controlnet), ("adapter", adapter)):
+        if folder.has(part):
+            model = steer(model, folder.part(part)[0])
+    return model

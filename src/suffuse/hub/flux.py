@@ -67,7 +67,8 @@ def load(folder: Folder) -> Denoiser:
     clip = encoder(folder, "", "CLIPTextModel", cut=True)
     t5 = encoder(folder, "_2", "T5EncoderModel", length=LENGTH[distilled])
     text = Prompts(
-        lambda name, prompts: {"states": t5(name, prompts)[0], "pooled": clip(name, prompts).pooler_output}, [clip, t5]
+        lambda name, prompts, clip, t5: {"states": t5(name, prompts)[0], "pooled": clip(name, prompts).pooler_output},
+        [clip, t5],
     )
     conditions: dict[str, Any] = {"text": text} | ({"guidance": Guidance()} if distilled else {})
     shape = (transformer.config.in_channels // 4, *folder.latent(128, codec.factor, 2))

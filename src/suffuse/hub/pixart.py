@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from suffuse.denoise import Denoiser
 from suffuse.hub.folder import Folder, require
-from suffuse.hub.text import Prompts, encoder
+from suffuse.hub.text import Encoder, Prompts, encoder
 from suffuse.nets.conditions import Vector
 
 __all__ = ["PixArt", "load"]
@@ -61,7 +61,7 @@ def load(folder: Folder) -> Denoiser:
     transformer, codec = folder.network("transformer", require("diffusers").PixArtTransformer2DModel), folder.codec()
     t5 = encoder(folder, "", "T5EncoderModel", length=LENGTH[folder.pipeline])
 
-    def encode(name: str, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def encode(name: str, prompts: Sequence[str], t5: Encoder) -> dict[str, Tensor]:
         return {"states": t5(name, prompts, masked=True)[0], "mask": t5.tokens(name, prompts)[1]}
 
     conditions: dict[str, Any] = {"text": Prompts(encode, [t5])}

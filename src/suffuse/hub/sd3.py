@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from suffuse.denoise import Denoiser
 from suffuse.hub.folder import Folder, require
-from suffuse.hub.text import Prompts, encoder
+from suffuse.hub.text import Encoder, Prompts, encoder
 
 __all__ = ["SD3", "load"]
 
@@ -42,16 +42,17 @@ def load(folder: Folder) -> Denoiser:
     """The denoiser of a saved Stable Diffusion 3; `text` is what it is told."""
     transformer, codec = folder.network("transformer", require("diffusers").SD3Transformer2DModel), folder.codec()
     has_t5 = folder.has("text_encoder_3")
-    clips = [encoder(folder, suffix, "CLIPTextModelWithProjection", cut=has_t5) for suffix in ("", "_2")]
-    t5 = encoder(folder, "_3", "T5EncoderModel", length=LENGTH) if has_t5 else None
+    encoders = [encoder(folder, suffix, "CLIPTextModelWithProjection", cut=has_t5) for suffix in ("", "_2")]
+    if has_t5:
+        encoders.append(encoder(folder, "_3", "T5EncoderModel", length=LENGTH))
     width = transformer.config.joint_attention_dim
 
-    def encode(name: str, prompts: Sequence[str]) -> dict[str, Tensor]:
-        a, b = (clip(name, prompts) for clip in clips)
+    def encode(name: str, prompts: Sequence[str], *encoders: Encoder) -> dict[str, Tensor]:
+        a, b = (clip(name, prompts) for clip in encoders[:2])
         states = torch.cat([a.hidden_states[-2], b.hidden_states[-2]], -1)
-        long = states.new_zeros(len(prompts), LENGTH, width) if t5 is None else t5(name, prompts)[0]
+        long = encoders[2](name, prompts)[0] if has_t5 else states.new_zeros(len(prompts), LENGTH, width)
         states = torch.cat([F.pad(states, (0, width - states.shape[-1])), long.to(states)], 1)
         return {"states": states, "pooled": torch.cat([a[0], b[0]], -1)}
 
-    text = Prompts(encode, [*clips, *([] if t5 is None else [t5])])
+    text = Prompts(encode, encoders)
     return folder.denoiser(SD3(transformer, {"text": text}), transformer.config, codec, patch=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,21 @@ class Prompts:
     """The condition `text`: a str, or a list of str with one a row.
 
     Args:
-        encode: (name, prompts) -> tensors with one row a prompt.
+        encode: (name, prompts, *encoders) -> tensors with one row a prompt.
         encoders: the encoders it asks.
         zeros: "told nothing" is zeros instead of the empty prompt.
     """
 
-    def __init__(
-        self, encode: Callable[[str, Sequence[str]], Told], encoders: Sequence[Encoder], *, zeros: bool = False
-    ) -> None:
+    def __init__(self, encode: Callable[..., Told], encoders: Sequence[Encoder], *, zeros: bool = False) -> None:
         self.encode, self.encoders, self.zeros = encode, tuple(encoders), zeros
         self._null: Told | None = None
+
+    def using(self, nets: Sequence[nn.Module]) -> Prompts:
+        """The same condition with other networks in its encoders."""
+        encoders = [copy.copy(e) for e in self.encoders]
+        for encoder, net in zip(encoders, nets, strict=True):
+            encoder.net = net
+        return Prompts(self.encode, encoders, zeros=self.zeros)
 
     def check(self, name: str, value: Any) -> Told:
         """Encode prompts, once and for all.
@@ -47,7 +53,7 @@ class Prompts:
             raise TypeError(f"{name} must be a str or a list of str, got {value!r:.80}")
         if not prompts:
             raise ValueError(f"{name} must have at least one prompt, got an empty list")
-        return self.encode(name, prompts)
+        return self.encode(name, prompts, *self.encoders)
 
     def null(self, name: str, x: Tensor) -> Told:
         """What an empty prompt says, or zeros, for every row of x; encoded once."""
