@@ -40,6 +40,7 @@ __all__ = [
     "data",
     "denoise",
     "denoiser",
+    "fields",
     "fit",
     "grids",
     "guidance",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from suffuse import (
         data,
         denoise,
+        fields,
         grids,
         guidance,
         hub,

@@ -3,7 +3,7 @@
     u(x, t, t - 2d) = mean slope of  x_t -> x_(t-d) -> x_(t-2d)  by the network itself,    d = 1/N, 2/N, ..., 1/2
     u(x, t, t) = flow matching,    which the shortest halves, d = 1/N, are taken with
 
-Frans et al. 2024, eq. 4 and 5, algorithm 1 (N = 128, a quarter of the rows for self-consistency).
+Frans et al. 2024, algorithm 1 (N = 128, a quarter of the rows for self-consistency).
 """
 
 from __future__ import annotations

@@ -1,0 +1,263 @@
+"""Score-distillation losses have the gradient that is known exactly on average; SDS collapses, and VSD does not."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from suffuse import Denoiser, fields, guide, losses, metrics, noise, oracle, samplers, schedules
+from suffuse.losses import distillation, weights
+from suffuse.nets import MLP
+
+VP = schedules.VP()
+WORLDS = {
+    "gaussian": oracle.Gaussian([0.5], 0.4, schedule=VP),
+    "mixture": oracle.Mixture([0.3, 0.7], [[-1.2], [1.0]], [0.1, 0.3], schedule=VP),
+}
+POINTS = torch.tensor([-1.5, 0.3, 2.0], dtype=torch.float64)
+LOW, HIGH = 0.1, 0.7
+
+
+def eps_of(world, x, t):
+    """By way of the score, which no loss asks for."""
+    return -world.schedule(t, like=x)[1] * world.score(x, t)
+
+
+def expected(g, points=POINTS):
+    """E over t uniform in [LOW, HIGH] and eps ~ N(0, 1) of g(x, t, eps) by Gauss quadrature, at each point."""
+    roots, share = np.polynomial.hermite_e.hermegauss(80)
+    times, length = np.polynomial.legendre.leggauss(40)
+    times, share, length = (torch.as_tensor(v) for v in (times, share, length))
+    t = (LOW + HIGH) / 2 + (HIGH - LOW) / 2 * times
+    x, t, eps = torch.meshgrid(points, t, torch.as_tensor(roots), indexing="ij")
+    value = g(x.reshape(-1, 1), t.reshape(-1), eps.reshape(-1, 1)).reshape(x.shape)
+    return (value * length[:, None] * share / share.sum()).sum((1, 2)) / 2
+
+
+def found(loss, n=150_000):
+    """The mean gradient of a loss of images, at each point."""
+    x = POINTS.repeat_interleave(n)[:, None].requires_grad_()
+    torch.manual_seed(0)
+    (grad,) = torch.autograd.grad(loss(x).sum(), x)
+    return grad.reshape(len(POINTS), n).mean(1)
+
+
+def sigma2(t):
+    return VP(t)[1].square()[:, None]  # DreamFusion's weight
+
+
+def noised(x, t, eps):
+    alpha, sigma = VP(t, like=x)
+    return alpha * x + sigma * eps
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=0, atol=0.01 * b.abs().max().item())
+
+
+WINDOW = distillation.window(LOW, HIGH)
+
+
+class TestExpectedGradients:
+    @pytest.mark.parametrize("name", WORLDS)
+    def test_sds(self, name):
+        world = WORLDS[name]
+        truth = expected(lambda x, t, eps: sigma2(t) * eps_of(world, noised(x, t, eps), t))
+        close(found(lambda x: losses.sds(world, x, times=WINDOW)), truth)
+
+    @pytest.mark.parametrize("name", WORLDS)
+    def test_vsd(self, name):
+        world, own = WORLDS[name], oracle.Gaussian([-0.2], 0.8, schedule=VP)
+
+        def g(x, t, eps):
+            x = noised(x, t, eps)
+            return eps_of(world, x, t) - eps_of(own, x, t)
+
+        close(found(lambda x: losses.vsd(world, x, own, times=WINDOW, weight=weights.v)), expected(g))
+
+    def test_vsd_has_no_gradient_where_the_particles_are_the_data(self):
+        world = WORLDS["mixture"]
+        x = world.sample(2000, seed=0).double().requires_grad_()
+        (grad,) = torch.autograd.grad(losses.vsd(world, x, world).sum(), x)
+        assert (grad == 0).all()
+        (grad,) = torch.autograd.grad(losses.sds(world, x).sum(), x)
+        assert grad.abs().mean() > 0.05
+
+    def test_csd(self):
+        world = WORLDS["mixture"]
+
+        def g(x, t, eps):
+            x = noised(x, t, eps)
+            return sigma2(t) * (eps_of(world.given(label=1), x, t) - eps_of(world, x, t))
+
+        close(found(lambda x: losses.csd(world.given(label=1), world, x, times=WINDOW)), expected(g))
+
+    def test_sds_of_a_guided_model_is_sds_and_csd(self):
+        world, w = WORLDS["mixture"], 5.0
+        pos = world.given(label=1)
+        both = found(lambda x: losses.sds(guide(pos, world, w), x, times=WINDOW))
+        parts = found(lambda x: losses.sds(world, x, times=WINDOW))
+        parts = parts + w * found(lambda x: losses.csd(pos, world, x, times=WINDOW))
+        close(both, parts)
+
+    def test_dds(self):
+        world = WORLDS["mixture"]
+        target, source, original = world.given(label=1), world.given(label=0), torch.tensor([[-0.8]]).double()
+
+        def g(x, t, eps):
+            before = noised(original.expand_as(x), t, eps)
+            return sigma2(t) * (eps_of(target, noised(x, t, eps), t) - eps_of(source, before, t))
+
+        close(found(lambda x: losses.dds(target, x, source, original.expand_as(x), times=WINDOW)), expected(g))
+
+    def test_pds(self):
+        """The truth by Tweedie's formula and the coefficients of a step of ddpm, one time after the other."""
+        world, t, gap = WORLDS["mixture"], 0.5, 0.05
+        target, source, original = world.given(label=1), world.given(label=0), torch.tensor([[-0.8]]).double()
+        (step,) = [row.terms for row in samplers.ddpm.plan(VP, [t, t - gap]).rows if row.terms]
+        alpha, sigma = VP(t)
+
+        def x0(model, x):
+            x_t = alpha * x + sigma * self.nodes
+            return (x_t + sigma**2 * model.score(x_t, t)) / alpha
+
+        def latent(model, x):  # without the noise of x_s, which both have
+            mean = step.get(("x", 0), 0.0) * (alpha * x + sigma * self.nodes) + step["x0", 0] * x0(model, x)
+            return (VP(t - gap)[0] * x - mean) / step["z", 0]
+
+        truth = [((latent(target, x) - latent(source, original))[:, 0] * self.share).sum() for x in POINTS[:, None]]
+        at = lambda n, device: torch.full((n,), t, dtype=torch.float64)  # noqa: E731
+        got = found(lambda x: losses.pds(target, x, source, original.expand_as(x), times=at, gap=gap))
+        close(got, torch.stack(truth))
+
+    nodes, share = (torch.as_tensor(v) for v in np.polynomial.hermite_e.hermegauss(100))
+    nodes, share = nodes[:, None], share / share.sum()
+
+    def test_sdi_is_deterministic_and_meets_the_exact_inversion(self):
+        world, t = WORLDS["gaussian"], 0.4
+        x = POINTS[:, None].clone().requires_grad_()
+        (grad,) = torch.autograd.grad(losses.sdi(world, x, t=t, steps=400).sum(), x)
+        (alpha, sigma), c, m = VP(t), 0.4, 0.5
+        spread = (alpha**2 * c + sigma**2) ** 0.5
+        x_t = alpha * m + spread / c**0.5 * (POINTS - m)  # along the flow of a Gaussian
+        kappa = (x_t - alpha * POINTS) / sigma
+        close(grad[:, 0], sigma**2 * (sigma * (x_t - alpha * m) / spread**2 - kappa))
+
+
+def test_a_stochastic_latent_is_the_noise_that_ddpm_drew():
+    world, t, s = WORLDS["mixture"], 0.5, 0.4
+    x, eps, z = (noise((50, 1), seed=k, dtype=torch.float64) for k in range(3))
+    (alpha, sigma), (c, d) = VP(t), VP(s)
+    x_t = alpha * x + sigma * eps
+    x_s = samplers.combine([1.0], [x_t])
+    for step in samplers.ddpm.plan(VP, [t, s]).run(world, x_t, _Given(z)):
+        x_s = step.x
+    at = lambda v: torch.full((50,), v, dtype=torch.float64)  # noqa: E731
+    found = distillation.stochastic_latent(world, x, at(t), at(s), eps, (x_s - c * x) / d)
+    torch.testing.assert_close(found, z)
+
+
+class _Given:
+    """A path whose increments are given."""
+
+    def __init__(self, z):
+        self.z = z
+
+    def increment(self, a, b):
+        return self.z
+
+
+def test_gradients_go_through_a_field_and_not_through_the_model():
+    net = MLP(12, width=8, depth=1)
+    nn.init.normal_(net.out.weight)
+    flat = Denoiser(lambda x, t: net(x.flatten(1), t).reshape(x.shape), schedules.Linear())
+    field = fields.Siren((3, 2, 2), width=8, depth=1)
+    theta = field.start(4, seed=0).requires_grad_()
+    image = field(theta)
+    torch.manual_seed(0)
+    losses.sds(flat, image).sum().backward()
+    assert all(p.grad is None for p in net.parameters())
+    pixels = image.detach().requires_grad_()
+    torch.manual_seed(0)
+    (g,) = torch.autograd.grad(losses.sds(flat, pixels).sum(), pixels)
+    (through,) = torch.autograd.grad(field(theta), theta, g)
+    torch.testing.assert_close(theta.grad, through)
+
+
+class TestCollapse:
+    """256 particles towards a ring of four wide modes, by SDS and by VSD with a small network of their own."""
+
+    world = oracle.Mixture(torch.ones(4), [[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]], 0.3)
+    steps, n = 250, 256
+
+    def distance(self, x):
+        real = self.world.sample(4 * self.n, seed=9)
+        return metrics.sliced_wasserstein(x.double(), real.double(), features="points").value
+
+    def start(self):
+        return 0.5 * noise((self.n, 2), seed=0)
+
+    def by_vsd(self):
+        torch.manual_seed(0)
+        net = MLP(2, width=64, depth=1)
+        particles = Denoiser(net, self.world.schedule)
+        adam = torch.optim.Adam(net.parameters(), lr=3e-3)
+
+        def loss(x, share):
+            adam.zero_grad()
+            losses.denoising(particles, {"x": x.detach()}).mean().backward()
+            adam.step()
+            return losses.vsd(self.world, x, particles)
+
+        return distillation.descend(loss, self.start(), steps=self.steps, lr=0.1)
+
+    def test_sds_collapses_and_vsd_does_not(self):
+        x = distillation.descend(lambda x, share: losses.sds(self.world, x), self.start(), steps=self.steps, lr=0.1)
+        collapsed, spread = self.distance(x), self.distance(self.by_vsd())
+        floor = self.distance(self.world.sample(self.n, seed=3))
+        print(f"sliced W2: SDS {collapsed:.3f}, VSD {spread:.3f}, exact samples {floor:.3f}")
+        assert collapsed > 0.4
+        assert spread <= collapsed / 4
+
+
+def test_annealing_brings_the_highest_time_down():
+    tops = []
+    for share in (0.0, 0.25, 1.0):
+        times = distillation.annealed(share, low=0.1, high=0.9, last=0.3)(4000, torch.device("cpu"))
+        assert times.min() == pytest.approx(0.1, abs=1e-3)
+        tops.append(times.max().item())
+    assert tops == pytest.approx([0.9, 0.6, 0.3], abs=1e-3)
+
+
+def test_descent_is_a_function_of_the_seed_and_finds_the_mode():
+    world = oracle.Gaussian(torch.tensor([0.7, -0.2]), 0.5)
+    before = torch.get_rng_state()
+    runs = [
+        distillation.descend(lambda x, share: losses.sds(world, x), torch.zeros(64, 2), steps=150, seed=seed)
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(runs[0].mean(0), torch.tensor([0.7, -0.2]), rtol=0, atol=0.05)
+
+
+X = torch.zeros(2, 1)
+G = WORLDS["gaussian"]
+MISUSE = {
+    "vsd": (lambda: losses.vsd(G, X, oracle.Gaussian([0.0], 1.0)), r"the particles' denoiser lives on Linear\(\)"),
+    "dds shapes": (lambda: losses.dds(G, X, G, X[:1]), r"has shape \(2, 1\), the one it is edited from \(1, 1\)"),
+    "pds schedules": (lambda: losses.pds(G, X, oracle.Gaussian([0.0], 1.0), X), "the source on Linear"),
+    "gap": (lambda: losses.pds(G, X, G, X, gap=0.0), "gap must be a positive step of time, got 0"),
+    "t": (lambda: losses.sdi(G, X, t=1.0), r"t must be in \(0, 1\), got 1"),
+    "sdi steps": (lambda: losses.sdi(G, X, t=0.5, steps=0), "steps must be at least 1, got 0"),
+    "window": (lambda: distillation.window(0.5, 0.4), "0 < low <= high <= 1, got 0.5 and 0.4"),
+    "share": (lambda: distillation.annealed(1.5), r"share must be in \[0, 1\], got 1.5"),
+    "steps": (lambda: distillation.descend(lambda x, s: x, X, steps=0), "steps must be at least 1, got 0"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSE)
+def test_misuse(name):
+    act, message = MISUSE[name]
+    with pytest.raises(ValueError, match=message):
+        act()
