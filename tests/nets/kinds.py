@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from suffuse.nets import MLP, DiT, Label, Scalar, Spatial, Tokens, UNet, Vector
+from suffuse.nets import MLP, DiT, Label, MMDiT, Scalar, Spatial, Tokens, UNet, Vector
 
 SPECS = {
     "label": Label(5),
@@ -34,9 +34,10 @@ BUILD = {
     "dit1": partial(DiT, 2, width=16, depth=2, heads=2, dims=1),
     "dit2": partial(DiT, 2, width=16, depth=2, heads=2),
     "dit3": partial(DiT, 2, width=16, depth=2, heads=2, dims=3),
+    "mmdit2": partial(MMDiT, 2, width=16, depth=2, heads=2),
 }
 SIZES = {"mlp": (), "unet1": (12,), "unet2": (4, 6), "unet3": (2, 4, 6)}
-SIZES |= {"dit1": (12,), "dit2": (4, 6), "dit3": (2, 4, 6)}
+SIZES |= {"dit1": (12,), "dit2": (4, 6), "dit3": (2, 4, 6), "mmdit2": (4, 6)}
 EVERY = pytest.mark.parametrize("kind", BUILD)
 IMAGES = pytest.mark.parametrize("kind", [kind for kind in BUILD if kind != "mlp"])
 

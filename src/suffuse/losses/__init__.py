@@ -1,6 +1,7 @@
 """Losses: plain functions `(model, batch) -> (B,)`, with the times, weights and couplings they are given."""
 
 from suffuse.losses import couplings, distillation, fewstep, times, weights
+from suffuse.losses.autoencoder import Adversarial, Perceptual, autoencoding, kl_divergence
 from suffuse.losses.couplings import immiscible, independent, optimal_transport
 from suffuse.losses.denoising import denoising
 from suffuse.losses.distillation import csd, dds, pds, sdi, sds, vsd
@@ -20,7 +21,10 @@ from suffuse.losses.uncertainty import Uncertain
 from suffuse.losses.variance import hybrid
 
 __all__ = [
+    "Adversarial",
+    "Perceptual",
     "Uncertain",
+    "autoencoding",
     "cosmap",
     "couplings",
     "csd",
@@ -33,6 +37,7 @@ __all__ = [
     "immiscible",
     "implicit_score",
     "independent",
+    "kl_divergence",
     "log_normal",
     "logit_normal",
     "mode",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from suffuse.nets.autoencoder import Autoencoder, Decoder, Encoder, LatentCodec
 from suffuse.nets.cache import cached
 from suffuse.nets.conditions import (
     Label,
@@ -14,6 +15,7 @@ from suffuse.nets.conditions import (
 )
 from suffuse.nets.dit import DiT
 from suffuse.nets.mlp import MLP
+from suffuse.nets.mmdit import MMDiT
 from suffuse.nets.taps import Attention, attend, sites, tapped
 from suffuse.nets.unet import UNet
 from suffuse.nets.words import Words
@@ -21,8 +23,13 @@ from suffuse.nets.words import Words
 __all__ = [
     "MLP",
     "Attention",
+    "Autoencoder",
+    "Decoder",
     "DiT",
+    "Encoder",
     "Label",
+    "LatentCodec",
+    "MMDiT",
     "Scalar",
     "Spatial",
     "Tokens",

@@ -26,7 +26,7 @@ from suffuse.training.files import (
 __all__ = ["ModelFileError", "load", "model_hash", "save"]
 
 FORMAT = 1
-_NETS = ("MLP", "UNet", "DiT")
+_NETS = ("MLP", "UNet", "DiT", "MMDiT", "Autoencoder")
 
 
 def describe(net: nn.Module) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def describe(net: nn.Module) -> dict[str, Any]:
     if type(net).__name__ not in _NETS or not dataclasses.is_dataclass(net):
         return {"type": type(net).__name__}
     args: dict[str, Any] = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}
-    args["conditions"] = {name: nets.spec_to_json(spec) for name, spec in args.get("conditions", {}).items()}
+    if "conditions" in args:
+        args["conditions"] = {name: nets.spec_to_json(spec) for name, spec in args["conditions"].items()}
     return {"type": type(net).__name__, "args": args}
 
 
@@ -44,7 +45,8 @@ def build(description: dict[str, Any]) -> nn.Module:
     if kind not in _NETS or args is None:
         raise ModelFileError(f"the model is a {kind}, which suffuse cannot build by itself: pass load(dir, net=...)")
     args = dict(args)
-    args["conditions"] = {name: nets.spec_from_json(spec) for name, spec in args.get("conditions", {}).items()}
+    if "conditions" in args:
+        args["conditions"] = {name: nets.spec_from_json(spec) for name, spec in args["conditions"].items()}
     known = {f.name for f in dataclasses.fields(getattr(nets, kind))}
     unknown = set(args) - known
     if unknown:
