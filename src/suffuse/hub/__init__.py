@@ -18,11 +18,14 @@ import torch
 from suffuse.denoise import Denoiser
 from suffuse.hub.clip import clip
 from suffuse.hub.control import adapter, controlnet
+from suffuse.hub.doctor import check
 from suffuse.hub.folder import Folder
 from suffuse.hub.lora import lora, save_lora
+from suffuse.hub.research import load
 from suffuse.hub.schedule import times
+from suffuse.hub.tensors import tensors
 
-__all__ = ["adapter", "clip", "controlnet", "diffusers", "lora", "save_lora", "times"]
+__all__ = ["adapter", "check", "clip", "controlnet", "diffusers", "load", "lora", "save_lora", "tensors", "times"]
 
 _FAMILIES = {
     "DDPMPipeline": "unet2d.load",
