@@ -374,6 +374,10 @@ MISUSE = {
         lambda: fewstep.progressive(PLAIN, BATCH, teacher=guide(PLAIN, PLAIN, 2.0), steps=2, w=3.0),
         "w would guide twice: guide",
     ),
+    "a folded student guided": (
+        lambda: guide(TestGuidance().student("w"), TestGuidance().student("w"), 2.0),
+        r"guidance is folded into this model and would act twice: tell it the scale by .given\(w=",
+    ),
     "guided twice, folded": (
         lambda: fewstep.latent_consistency(
             TestGuidance().student("w"), TestGuidance.batch, teacher=TestGuidance().student("w")

@@ -127,7 +127,7 @@ class TestExpectedGradients:
 
         truth = [((latent(target, x) - latent(source, original))[:, 0] * self.share).sum() for x in POINTS[:, None]]
         at = lambda n, device: torch.full((n,), t, dtype=torch.float64)  # noqa: E731
-        got = found(lambda x: losses.pds(target, x, source, original.expand_as(x), times=at, gap=gap))
+        got = found(lambda x: losses.pds(target, x, source, original.expand_as(x), times=at, gap=gap, weight=weights.v))
         close(got, torch.stack(truth))
 
     nodes, share = (torch.as_tensor(v) for v in np.polynomial.hermite_e.hermegauss(100))

@@ -1,4 +1,4 @@
-"""The command line: `suffuse demo`, `train`, `sample`, `evaluate`, `info`, `doctor`, `samplers`, `reproduce`."""
+"""The command line: `suffuse demo`, `train`, `distil`, `sample`, `edit`, `evaluate`, `info`, `doctor`, and more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
+from suffuse.cli.distil import Distil
 from suffuse.cli.doctor import Doctor
+from suffuse.cli.edit import Edit
+from suffuse.cli.joint import Anagram, Panorama, Texture
 from suffuse.cli.pictures import Reproduce, Sample
 from suffuse.cli.runs import Demo, Evaluate, Info
 from suffuse.cli.samplers import Samplers
@@ -19,10 +22,15 @@ __all__ = ["main"]
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Distil, subcommand("distil")]
     | Annotated[Sample, subcommand("sample")]
+    | Annotated[Edit, subcommand("edit")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Doctor, subcommand("doctor")]
+    | Annotated[Panorama, subcommand("panorama")]
+    | Annotated[Anagram, subcommand("anagram")]
+    | Annotated[Texture, subcommand("texture")]
     | Annotated[Samplers, subcommand("samplers")]
     | Annotated[Reproduce, subcommand("reproduce")]
 )

@@ -70,6 +70,14 @@ class Evaluate:
                 summary(part.get("asked", ""), part["measured"])
             say(f"\nreport: {recipe.pictures_of(run, result).resolve()}")
             return
+        if run.recipe == "distil" and self.n is None and self.out is None:
+            from suffuse.recipes import distil
+
+            for nfe, found in distil.evaluate(run).items():
+                if nfe.isdigit():
+                    measured = {k: v for k, v in found.items() if k != "nfe"}
+                    summary(f"{found['nfe']:g} evaluations a sample, counted", measured)
+            return
         if self.n is not None or self.out is not None:
             raise ValueError(f"--n and --out are not for runs of {run.recipe}, as {run.path} is one")
         from suffuse.recipes import digits

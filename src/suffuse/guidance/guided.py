@@ -47,14 +47,16 @@ def rebuilt(p: Prediction, x0: Callable[[], Tensor]) -> Prediction:
 
 
 def check_scale(w: float | Tensor, pos: Any = None, neg: Any = None) -> None:
-    """Refuse a scale that is no number, and a negative prompt that w = 1 would never ask.
+    """Refuse a scale that is no number, a model with guidance folded in, a negative prompt that w = 1 would never ask.
 
     Raises:
-        ValueError: either.
+        ValueError: any of these.
     """
     finite = bool(w.isfinite().all()) if isinstance(w, Tensor) else math.isfinite(w)
     if not finite:
         raise ValueError(f"w must be a finite number, got {w}")
+    if (isinstance(w, Tensor) or w != 1) and isinstance(pos, Denoiser) and "w" in pos.conditions:
+        raise ValueError("guidance is folded into this model and would act twice: tell it the scale by .given(w=...)")
     if isinstance(w, Tensor) or w != 1 or not (isinstance(pos, Denoiser) and isinstance(neg, Denoiser)):
         return
     told = [k for k, v in neg.bound.items() if k not in pos.bound or not _equal(v, pos.bound[k])]

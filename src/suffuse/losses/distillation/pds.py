@@ -47,13 +47,14 @@ def pds(
     *,
     times: Times | None = None,
     gap: float = 0.02,
-    weight: Weight = weights.v,
+    weight: Weight = weights.x0,
 ) -> Tensor:
     """A loss (B,) whose gradient in x is w (z(x; target) - z(original; source)).
 
     Args:
         target, x, source, original: as for `dds`.
-        times: of t; by default `window(0.05, 0.98)`, above `gap`. gap: t - s. weight: a function of logsnr at t.
+        times: of t; by default `window(0.05, 0.98)`, above `gap`. gap: t - s. weight: a function of logsnr at t;
+            the default evens out c, which grows without bound towards clean data.
     Raises:
         ValueError: images of different shapes; denoisers on different schedules; gap is not positive.
     """

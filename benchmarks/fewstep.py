@@ -1,0 +1,242 @@
+"""Every few-step method on digits: one teacher, one network, one budget; measured at 1, 2 and 4 evaluations.
+
+python benchmarks/fewstep.py [--teacher runs/digits] [--runs runs/fewstep] [--methods meanflow ...] [--steps 1080]
+
+Each method is a run folder under --runs: what is finished is taken up, what was interrupted resumes, and after each
+method docs/fewstep.md is written from what there is (--page: that only). Budget: as many steps of 64 as the teacher had,
+shared between a method's stages. Where the evaluations are a part of the training, the student is made for 1, and 2 and
+4 are measured on the stage made for them (reflow, progressive distillation) or on a student of its own (DMD).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from suffuse import grids, noise, pictures, sample, samplers
+from suffuse.recipes import digits, distil
+from suffuse.recipes.run import Run
+from suffuse.samplers import plan_for
+from suffuse.training.files import read_json, write_json
+
+DOCS = Path(__file__).parent.parent / "docs"
+BUDGETS = (1, 2, 4)
+OWN = ("dmd",)
+"""Methods whose student is made for one budget, and needs a training for each."""
+
+
+def folders(runs: Path, method: str, budgets: tuple[int, ...]) -> dict[int, Path]:
+    """The run that answers for a method at each budget."""
+    return {n: runs / (f"{method}-{n}" if method in OWN else method) for n in budgets}
+
+
+def students(options: argparse.Namespace, method: str) -> dict[str, Any]:
+    """Train and measure one method, or read what is there."""
+    found: dict[str, Any] = {}
+    for n, out in folders(options.runs, method, BUDGETS).items():
+        if not (out / "run.json").exists():
+            print(f"{method}: training {out}", flush=True)
+            nfe = n if method in OWN else 1
+            distil.train(options.teacher, out, method=method, nfe=nfe, steps=options.steps, resume=True, progress=False)
+        made = Run.open(out)
+        kept = read_json(out / "metrics.json") if (out / "metrics.json").exists() else {}
+        if kept.get("model_hash") != made.model_hash or str(n) not in kept:
+            asks = (n,) if method in OWN else BUDGETS
+            kept = distil.evaluate(made, nfe=asks)
+        found[str(n)] = kept[str(n)]
+        found["cost"] = (
+            kept["cost"]
+            if "cost" not in found
+            else found["cost"] | {"train_seconds": found["cost"]["train_seconds"] + kept["cost"]["train_seconds"]}
+        )
+        if method not in OWN:
+            break
+    if method not in OWN:
+        found |= {str(n): kept[str(n)] for n in BUDGETS}
+    line = "  ".join(f"{n}: {found[str(n)]['frechet_ratio']['value']:.2f}" for n in BUDGETS)
+    print(f"{method:26} Frechet ratio at NFE  {line}", flush=True)
+    return found
+
+
+def teachers(options: argparse.Namespace) -> dict[str, Any]:
+    """The teacher by its default sampler at the same budgets, by Euler, and at 50 steps."""
+    path, made = options.runs / "teacher.json", Run.open(options.teacher)
+    kept = read_json(path) if path.exists() else {}
+    if kept.get("model_hash") == made.model_hash:
+        return kept
+    judge, model = digits.classifier(), made.model()
+    result: dict[str, Any] = {"model_hash": made.model_hash, "train_seconds": made.train_seconds}
+    size = 64
+
+    def euler(model: Any, n: int) -> Any:
+        return samplers.ddim.plan(model.schedule, grids.uniform(model.schedule, n))
+
+    for n in (*BUDGETS, 50):
+        result[str(n)] = distil.measured(model, euler, n, judge, 1)
+        if n > 1:
+            best = lambda model, n: plan_for(model.schedule, nfe=n, size=size)  # noqa: E731
+            result[f"best-{n}"] = distil.measured(model, best, n, judge, 1)
+        print("teacher", n, f"{result[str(n)]['frechet_ratio']['value']:.2f}", flush=True)
+    write_json(path, result)
+    return result
+
+
+def cells(found: dict[str, Any], keys: tuple[str, ...]) -> str:
+    """Frechet ratio, recall and label accuracy at each budget."""
+    shown = []
+    for key in keys:
+        m = found.get(key)
+        shown += (
+            ["-", "-", "-"]
+            if m is None
+            else [
+                f"{m['frechet_ratio']['value']:.2f}",
+                f"{m['recall']['value']:.2f}",
+                f"{m['label_accuracy']['value']:.3f}",
+            ]
+        )
+    return " | ".join(shown)
+
+
+def page(options: argparse.Namespace, teacher: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
+    """docs/fewstep.md."""
+    about = f"{options.steps} steps of {distil.BATCH}"
+    fine = teacher["50"]["frechet_ratio"]["value"]
+    lines = [
+        "# Few steps",
+        "",
+        f"`python benchmarks/fewstep.py`: {len(found)} of {len(distil.METHODS)} methods on the real digits, from one "
+        f"teacher, with its network and its own budget ({about}, shared between a method's stages). Every student "
+        "begins at the teacher's weights. Frechet ratio (1 is as good as real data), recall and label accuracy of "
+        f"{teacher['50']['frechet_ratio']['n']:,} samples at 1, 2 and 4 network evaluations, counted in the network; "
+        f"the ratio's 95 % interval is about +-{_half(teacher['50']):.2f} at the teacher's 50 steps.",
+        "",
+        "| | 1: FD ratio | recall | label | 2: FD ratio | recall | label | 4: FD ratio | recall | label | training, s "
+        "| parameters | in the checkpoint |",
+        "|---" * 13 + "|",
+    ]
+    for key, name in (("", "Teacher, Euler"), ("best-", "Teacher, default sampler")):
+        keys = tuple(f"{key}{n}" for n in BUDGETS)
+        lines.append(f"| {name} | {cells(teacher, keys)} | {teacher['train_seconds']:.0f} | | |")
+    for method, m in found.items():
+        spent = m["cost"]
+        lines.append(
+            f"| {distil.METHODS[method].title} | {cells(m, tuple(map(str, BUDGETS)))} | {spent['train_seconds']:.0f} | "
+            f"{spent['parameters']:,} | {spent['kept']:,} |"
+        )
+    lines += [
+        "",
+        f"The teacher's 50 Euler steps: {fine:.2f}, recall {teacher['50']['recall']['value']:.2f}, label "
+        f"accuracy {teacher['50']['label_accuracy']['value']:.3f}. Relative to that:",
+        "",
+    ]
+    if found:
+        best = {n: min(found, key=lambda k: found[k][str(n)]["frechet_ratio"]["value"]) for n in (1, 4)}
+        for n, most in ((1, 1.5), (4, 1.15)):
+            value = found[best[n]][str(n)]["frechet_ratio"]["value"] / fine
+            met = "met" if value <= most else "MISSED"
+            lines.append(f"- best at {n}: {distil.METHODS[best[n]].title}, {value:.2f} x (bar {most} x: {met})")
+        near = [k for k in found if found[k]["1"]["frechet_ratio"]["value"] <= 2 * fine]
+        lines.append(
+            f"- at most 2 x at one evaluation: {len(near)} ({', '.join(near) or 'none'}; bar 3: "
+            f"{'met' if len(near) >= 3 else 'MISSED'})"
+        )
+    missing = [k for k in distil.METHODS if k not in found]
+    if missing:
+        lines += ["", f"Not yet run: {', '.join(missing)}."]
+    lines += [
+        "",
+        "Parameters are those of the model; the checkpoint also holds averaged weights and, for DMD, the second "
+        "model. Training seconds are wall-clock on a machine that others used at the same time.",
+        "",
+        "![digits at 1, 2 and 4 evaluations](images/fewstep.png)",
+    ]
+    path = options.runs / "reflow.json"
+    if path.exists():
+        lines += ["", *reflow(read_json(path))]
+    return "\n".join(lines) + "\n"
+
+
+def reflow(kept: dict[str, Any]) -> list[str]:
+    """The section on two Gaussians."""
+    rows = [
+        f"| Z{k + 1} | {m['straightness']:.3g} | {m['transport']:.4g} | "
+        + " | ".join(f"{m[f'w2_{n}']:.3g}" for n in (1, 2, 100))
+        + " |"
+        for k, m in enumerate(kept["rounds"])
+    ]
+    bars = [f"- {name}: {'met' if good else 'MISSED'}" for name, good in kept["bars"].items()]
+    return [
+        "## Reflow, from two Gaussians to two Gaussians",
+        "",
+        f"`python benchmarks/reflow.py`, {kept['n']:,} new starting points; two sets of exact samples are "
+        f"{kept['floor']:.3g} apart in sliced W2.",
+        "",
+        "| | straightness | transport cost | sliced W2, 1 step | 2 steps | 100 steps |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+        *bars,
+        "",
+        "![paths of Z1, Z2, Z3](images/fewstep-reflow.png)",
+    ]
+
+
+def _half(m: dict[str, Any]) -> float:
+    low, high = m["frechet_ratio"]["interval"]
+    return (high - low) / 2
+
+
+def picture(options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """One row a method, ten labels of one step, then two, then four."""
+    start, rows = noise((10, *digits.SHAPE), seed=4), []
+    label = torch.arange(10)
+    model = Run.open(options.teacher).model().given(label=label)
+    rows.append(torch.cat([sample(model, start, sampler=samplers.ddim(), steps=50, grid=grids.uniform)] * len(BUDGETS)))
+    for method in found:
+        parts = []
+        for n, out in folders(options.runs, method, BUDGETS).items():
+            made = Run.open(out)
+            model = distil.model_for(made, n)
+            told: dict[str, Any] = {"label": label} | ({"w": 1.0} if "w" in model.conditions else {})
+            parts.append(sample(model.given(**told), start, sampler=distil.plan(made, model, n), seed=4))
+        rows.append(torch.cat(parts))
+    sheet = pictures.grid(torch.cat(rows), 10 * len(BUDGETS), scale=3)
+    shown = ["teacher, 50 steps", *found]
+    pictures.save_png(sheet, DOCS / "images" / "fewstep.png", {"made by": "benchmarks/fewstep.py", "rows": shown})
+
+
+def main() -> None:
+    """Train, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--teacher", type=Path, default=Path("runs/digits"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/fewstep"))
+    parser.add_argument("--methods", nargs="+", default=list(distil.METHODS), choices=list(distil.METHODS))
+    parser.add_argument("--steps", type=int, default=distil.STEPS)
+    parser.add_argument("--page", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not options.page:
+        teachers(options)
+        for method in options.methods:
+            students(options, method)
+            write(options)
+    write(options)
+
+
+def write(options: argparse.Namespace) -> None:
+    """The page and the picture of every method that is finished."""
+    done = [
+        m
+        for m in distil.METHODS
+        if all((out / "metrics.json").exists() for out in folders(options.runs, m, BUDGETS).values())
+    ]
+    found = {m: students(options, m) for m in done}
+    picture(options, found)
+    (DOCS / "fewstep.md").write_text(page(options, teachers(options), found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""`suffuse distil` and `suffuse edit`: students begin as the teacher, resume bit for bit, and cost what is counted."""
+
+import functools
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from suffuse import Denoiser, cli, nets, noise, pictures, sample, samplers, schedules
+from suffuse.recipes import digits, distil, edit
+from suffuse.recipes.run import Run
+from suffuse.training import fit, save
+from suffuse.training.backward import Backward
+from tests.recipes.test_cli import call
+
+BRIEF = {"steps": 4, "batch_size": 8, "pairs": 16, "progress": False}
+
+
+def tiny():
+    """A small network in the place of the recipe's."""
+    net = nets.UNet(1, width=8, multipliers=(1, 2), blocks=1, heads=2, conditions={"label": nets.Label(10)})
+    nn.init.normal_(net.out.weight, std=0.1)
+    return Denoiser(net, schedules.Linear(), predicts="velocity")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A run folder of digits with a small network: its weights are random, which no student minds."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        save(tiny(), out / "model")
+    Run(out, "digits", digits.SHAPE, {}, 1.0).write()
+    return out
+
+
+@pytest.mark.parametrize("name", distil.METHODS)
+def test_a_student_begins_as_its_teacher(name):
+    torch.manual_seed(0)
+    teacher, x = tiny(), noise((6, *digits.SHAPE), seed=0)
+    student = distil.student(teacher, distil.METHODS[name].adds)
+    told = {"label": torch.arange(6)} | ({"w": 3.0} if distil.METHODS[name].adds == "w" else {})
+    before = teacher.given(label=torch.arange(6))(x, 0.6).x0
+    torch.testing.assert_close(student.given(**told)(x, 0.6, to=0.2).x0, before)
+    assert all(p.requires_grad for p in student.net.parameters())
+
+
+@pytest.mark.parametrize("name", distil.METHODS)
+def test_every_method_trains_samples_within_its_budget_and_hears_what_it_was_given(name, teacher, tmp_path):
+    made = distil.train(teacher, tmp_path / name, method=name, nfe=2, **BRIEF)
+    model, method = distil.model_for(made, 2), distil.METHODS[name]
+    with samplers.budget(model, 4, nfe=2) as spent:
+        x = sample(model, noise((4, *digits.SHAPE), seed=0), sampler=distil.plan(made, model, 2), seed=1)
+    assert spent.nfe == 2 and x.isfinite().all()
+    before, after = (m.net.state_dict() for m in (Run.open(teacher).model(), model))
+    moved = [(after[name] - value).abs().max() for name, value in before.items()]
+    assert max(moved) > 0
+    if method.adds:
+        assert model.net.told.embedders[-1].embed.second.weight.abs().max() > 0, "what was silent is heard"
+    kept = distil.cost(made)["kept"]
+    copies = 3 if name == "dmd" else 2  # the network, its average, and the second model
+    assert kept // distil.cost(made)["parameters"] == copies
+
+
+@pytest.mark.parametrize("name", ["consistency-training", "dmd", "progressive"])
+def test_an_interrupted_training_resumes_bit_for_bit(name, teacher, tmp_path, monkeypatch):
+    how = BRIEF | {"steps": 8, "method": name, "nfe": 4}
+    whole = distil.train(teacher, tmp_path / "whole", **how)
+    out, asked = tmp_path / "part", []
+
+    def stopping(self, *args):
+        asked.append(1)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return usual(self, *args)
+
+    usual = Backward.__call__
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Backward, "__call__", stopping)
+        patch.setattr(distil, "fit", functools.partial(fit, checkpoint_every=0.0))
+        distil.train(teacher, out, **how)
+    again = distil.train(teacher, out, resume=True, **how)
+    path = "model/model.safetensors"
+    assert (again.path / path).read_bytes() == (whole.path / path).read_bytes()
+    other = distil.train(teacher, tmp_path / "other", **how | {"seed": 1})
+    assert (other.path / path).read_bytes() != (whole.path / path).read_bytes()
+
+
+def test_a_halved_student_is_the_stage_made_for_the_budget(teacher, tmp_path):
+    made = distil.train(teacher, tmp_path / "out", method="progressive", nfe=1, **BRIEF)
+    assert sorted(p.name for p in made.path.glob("steps-*")) == ["steps-1", "steps-2", "steps-4", "steps-8"]
+    weights = {n: next(iter(distil.model_for(made, n).net.parameters())) for n in (1, 2, 4, 8)}
+    assert not any(torch.equal(weights[n], weights[2 * n]) for n in (1, 2, 4))
+    assert torch.equal(weights[1], next(iter(made.model().net.parameters())))
+
+
+def test_a_student_of_another_shape_is_refused():
+    wide = nets.MLP(2, width=16, depth=1)
+    with pytest.raises(ValueError, match=r"a student of another shape: .* is \(.*\), the teacher's \("):
+        distil.inherit(nets.MLP(2, width=8, depth=1), wide)
+    with pytest.raises(ValueError, match=r"a student of another shape: only the teacher has blocks\.1"):
+        distil.inherit(wide, nets.MLP(2, width=16, depth=2))
+
+
+def test_the_command_line_distils_measures_and_samples(teacher, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(digits, "classifier", lambda: _Judge())
+    call("distil", teacher, "--method", "meanflow", "--steps", 2, "--batch-size", 8, "--out", tmp_path / "mf")
+    said = capsys.readouterr().out
+    assert "1 evaluations a sample, counted" in said and "Frechet" not in said and "label_accuracy" in said
+    call("sample", tmp_path / "mf", "--sampler", "ddim", "--steps", 1, "--grid", "uniform", "--n", 2, "--label", 3)
+    for wrong, message in [
+        (["sample", tmp_path / "mf", "--steps", 3], "cannot run a two-time network"),
+        (["distil", tmp_path / "mf"], "is a student itself, its guidance would be folded twice"),
+        (["distil", teacher, "--method", "progressive", "--nfe", 3], "nfe must be 1, 2, 4 or 8, got 3"),
+        (["distil", teacher, "--nfe", 0], "nfe must be at least 1, got 0"),
+    ]:
+        with pytest.raises(SystemExit):
+            call(*wrong)
+        assert message in capsys.readouterr().err
+
+
+class _Judge(nn.Module):
+    features = 8
+
+    def read(self, x):
+        return x.flatten(1)[:, :10].argmax(1), x.flatten(1)[:, 20:28]
+
+
+def test_reflow_of_a_model_that_is_no_flow_is_refused(teacher, tmp_path):
+    out = tmp_path / "vp"
+    save(Denoiser(tiny().net, schedules.VP(), "v"), out / "model")
+    Run(out, "digits", digits.SHAPE, {}, 1.0).write()
+    with pytest.raises(ValueError, match=r"lives on VP\(.*use model.on\(sf.schedules.Linear\(\)\)"):
+        distil.train(out, tmp_path / "x", method="reflow", **BRIEF)
+
+
+def test_a_teacher_that_was_distilled_before_is_refused():
+    for adds, why in (("to", "it is a two-time network"), ("w", "its guidance is folded in")):
+        with pytest.raises(ValueError, match=why):
+            distil.student(distil.student(tiny(), adds), adds)
+
+
+class _Towards(nn.Module):
+    """A flow to a picture that is as bright as the label says, on its left half; the right half is the data's own."""
+
+    conditions = {"label": nets.Label(10)}
+
+    def forward(self, x, t, label):
+        goal = x.new_zeros(x.shape)
+        level = torch.where(label < 10, label / 5 - 0.9, 0.0)
+        goal[..., :4] = level.to(x)[:, None, None, None]
+        alpha, sigma = 1 - t[:, None, None, None], t[:, None, None, None]
+        share = torch.zeros_like(goal)
+        share[..., :4] = 1e-3 / (alpha**2 * 1e-3 + sigma**2) * 1.0
+        share[..., 4:] = 0.2 / (alpha**2 * 0.2 + sigma**2)
+        x0 = goal + alpha * share * (x - alpha * goal)
+        return (x - x0) / sigma.clamp(min=1e-4)
+
+
+def test_edits_change_what_is_named_and_pds_keeps_the_rest_where_sds_does_not():
+    model = Denoiser(_Towards(), schedules.Linear())
+    x = noise((16, *digits.SHAPE), seed=0) * 0.2**0.5
+    x[..., :4] = 1 / 5 - 0.9
+    found = {
+        method: edit.edited(model, x, source="1", target="8", method=method, w=1.0, steps=150, lr=0.06)
+        for method in ("pds", "dds", "sds")
+    }
+    for method in ("pds", "dds"):
+        assert (found[method][..., :4] - 0.7).abs().mean() < 0.1, method
+        assert (found[method] - x)[..., 4:].abs().max() < 1e-3, method
+    assert (found["sds"][..., :4] - 0.7).abs().mean() < 0.1
+    assert (found["sds"] - x)[..., 4:].abs().mean() > 0.1, "it goes to the mode"
+
+
+def test_suffuse_edit_writes_a_picture_with_its_recipe(teacher, tmp_path, capsys):
+    Image.fromarray((np.arange(256).reshape(16, 16) % 200).astype("uint8")).save(tmp_path / "in.png")
+    how = ["--run", teacher, "--steps", 2, "--out", tmp_path / "out.png"]
+    call("edit", tmp_path / "in.png", "--source", "1", "--target", "7", *how)
+    recipe = pictures.read_recipe(tmp_path / "out.png")
+    assert recipe["source"] == "1" and recipe["target"] == "7" and recipe["method"] == "pds"
+    shutil.copy(__file__, tmp_path / "no.png")
+    for wrong, message in [
+        (["edit", tmp_path / "in.png", "--source", "one", "--target", "7", *how], "takes labels, which are numbers"),
+        (["edit", tmp_path / "in.png", "--source", "1", "--target", "12", *how], "label must be in 0..9, got 12"),
+        (["edit", tmp_path / "no.png", "--source", "1", "--target", "2", *how], "is not a picture that can be read"),
+        (["edit", tmp_path / "in.png", "--source", "1", "--target", "2", "--method", "x"], "invalid choice"),
+    ]:
+        with pytest.raises(SystemExit):
+            call(*wrong)
+        err = capsys.readouterr()
+        assert message in err.err + err.out or message == "invalid choice"
+
+
+def test_an_unknown_method_is_refused(teacher, tmp_path):
+    with pytest.raises(ValueError, match="unknown method 'magic': one of reflow, progressive"):
+        distil.train(teacher, tmp_path / "x", method="magic", **BRIEF)
+    with pytest.raises(ValueError, match="unknown method 'magic': one of pds, dds, sds"):
+        edit.edited(tiny(), torch.zeros(1, 1, 8, 8), source="1", target="2", method="magic")
+    assert cli.main
