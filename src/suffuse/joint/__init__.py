@@ -10,7 +10,7 @@ from suffuse.joint.anagram import VIEWS, anagram, view
 from suffuse.joint.average import average
 from suffuse.joint.collage import collage
 from suffuse.joint.segments import Segments
-from suffuse.joint.syncdiffusion import syncdiffusion
+from suffuse.joint.syncdiffusion import look, syncdiffusion
 from suffuse.joint.synchronise import MERGES, agree, sample
 from suffuse.joint.views import Joint, Views
 
@@ -24,6 +24,7 @@ __all__ = [
     "anagram",
     "average",
     "collage",
+    "look",
     "sample",
     "syncdiffusion",
     "view",

@@ -25,7 +25,23 @@ from suffuse.inverse.measured import gain, near, tweedie
 from suffuse.joint.views import Joint, Views, asked, each, some, views_of
 from suffuse.parameterize import Prediction
 
-__all__ = ["syncdiffusion"]
+__all__ = ["look", "syncdiffusion"]
+
+
+def look(a: Tensor, b: Tensor) -> Tensor:
+    """How unlike two batches of pictures (R, C, H, W) look, whatever lies where in them: (R,).
+
+    Squared differences of each channel's mean and standard deviation, and of the mean slopes across and down: a
+    distance of colours and patterns that needs no network.
+    """
+
+    def told(x: Tensor) -> Tensor:
+        mean = x.mean((2, 3))
+        spread = ((x - mean[..., None, None]).square().mean((2, 3)) + 1e-4).sqrt()
+        slopes = [(x.diff(dim=k).square() + 1e-4).sqrt().mean((2, 3)) for k in (2, 3)]
+        return torch.cat([mean, spread, *slopes], 1)
+
+    return (told(a) - told(b)).square().sum(1)
 
 
 def syncdiffusion(

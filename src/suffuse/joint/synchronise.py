@@ -13,7 +13,8 @@ With P = (A.T W A)^+ A.T W, which makes canonical data of views, and views x_i, 
 With the state in canonical space the four are one (`average`). With the state in the views, what they disagree about,
 u_i = x_i - A_i P(x), is multiplied by sigma_s/sigma_t in a step of DDIM from t to s under x0, by alpha_s/alpha_t under
 eps, stays under step, and is 0 under x. So x0 ends with views that agree, and needs no canonical noise: its state may
-be views that interpolate, whose A_i z would not be white.
+be views that interpolate, whose A_i z would not be white. Where a view shows nothing of the canonical space (beside a
+mesh) it keeps its own belief.
 
 Kim et al. 2024 (SyncTweedies), section 3: x0 in the views is SyncTweedies, x in the canonical space MultiDiffusion
 (Bar-Tal et al. 2023), eps in the canonical space Visual Anagrams (Geng et al. 2024).
@@ -77,17 +78,23 @@ def _agreed(x: Tensor, t: Any, to: Any, model: Any, *, views: Views, merge: str 
             f"merging eps says nothing of x0 at t={float(t):g}, where alpha = 0: begin below with start= or a grid, "
             "take another schedule with .on(schedule), or merge x0"
         )
-    n = x.shape[1]
-    wanted = merge or "x0"
+    n, wanted, own = x.shape[1], merge or "x0", []
+    like = canonical(views, x)
+    blind = None if merge is None else views.blind(like)
 
     def ask(i: int, j: int) -> Tensor:
         p = asked(model, x[:, i:j], t, to, i, n)
-        return (p.x0 if wanted == "x0" else p.eps).unflatten(0, (len(x), j - i))
+        part = (p.x0 if wanted == "x0" else p.eps).unflatten(0, (len(x), j - i))
+        if blind is not None:
+            own.append(part)
+        return part
 
     if merge is None:
         return Prediction(x, alpha, sigma, x0=torch.cat([ask(i, j) for i, j in views.chunks(n)], 1))
-    z = views.solve(views.pull(ask, canonical(views, x)))
-    return Prediction(x, alpha, sigma, **{wanted: views.A(z)})
+    agreed = views.A(views.solve(views.pull(ask, like)))
+    if blind is not None:
+        agreed = torch.where(blind, torch.cat(own, 1), agreed)
+    return Prediction(x, alpha, sigma, **{wanted: agreed})
 
 
 def canonical(views: Views, x: Tensor) -> Tensor:
@@ -128,10 +135,15 @@ class _Merging:
         A, merge, like, before = self.views.A, self.views.merge, canonical(self.views, x), x
         for step in self.inner.run(denoiser, x, path):
             if self.merge == "x":
-                step.x = A(merge(step.x, like))
+                step.x = self._beside(step.x, A(merge(step.x, like)), like)
             elif self.merge == "step":
-                before = step.x = before + A(merge(step.x - before, like))
+                change = step.x - before
+                before = step.x = before + self._beside(change, A(merge(change, like)), like)
             yield step
+
+    def _beside(self, own: Tensor, merged: Tensor, like: Tensor) -> Tensor:
+        blind = self.views.blind(like)
+        return merged if blind is None else torch.where(blind, own, merged)
 
 
 def sample(

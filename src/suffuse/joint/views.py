@@ -185,6 +185,17 @@ class Views:
         """z (B, *canonical) of y (B, n, *view): the weighted pseudo-inverse; `like` has the canonical shape."""
         return self.solve(self.pull(lambda i, j: y[:, i:j], like))
 
+    def blind(self, z: Tensor) -> Tensor | None:
+        """(n, *view) bool, where a view shows nothing of the canonical space (beside a mesh); None: nowhere."""
+        key = ("blind", tuple(z.shape[1:]))
+        if key not in self._known:
+            self._known[key] = None
+            if not isinstance(self.A, (Crops, Segments)):
+                r = noise((1, *z.shape[1:]), 1, stream=_STREAM, dtype=z.dtype, device=z.device)
+                nothing = self.A(r)[0] == 0
+                self._known[key] = nothing if bool(nothing.any()) else None
+        return self._known[key]
+
     def check_white(self, z: Tensor) -> None:
         """Refuse views that make other than white noise of white noise: A_i A_i.T must be the identity.
 

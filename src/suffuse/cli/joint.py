@@ -1,0 +1,212 @@
+"""`suffuse panorama`, `anagram`, `texture`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from suffuse.cli.say import say
+
+__all__ = ["Anagram", "Panorama", "Texture"]
+
+Labels = Annotated[tuple[int, ...], arg(metavar="INT...")]
+Prompts = Annotated[tuple[str, ...], arg(metavar="TEXT...")]
+
+
+def _told(made: Any, rows: int, label: tuple[int, ...], prompt: tuple[str, ...], w: float | None) -> tuple[Any, float]:
+    """The model of a run told labels and prompts for this many rows, in turn, and guided; and the scale."""
+    from suffuse.recipes.draw import _scale, _told
+
+    recipe = {"n": rows, "label": list(label), "prompt": list(prompt), "any_words": False, "w": w}
+    recipe["w"] = _scale(recipe, made)
+    return _told(recipe, made.model()), recipe["w"]
+
+
+def _pictures(made: Any, command: str) -> tuple[int, int]:
+    if len(made.shape) != 3:
+        raise ValueError(f"{command} needs a model of pictures (C, H, W), {made.path} makes data of shape {made.shape}")
+    return made.shape[1], made.shape[2]
+
+
+@dataclass(frozen=True)
+class Panorama:
+    """A wide picture from a model of small ones, by windows that agree where they overlap."""
+
+    run: Positional[Path]
+    """a run's folder, or the name of a model that ships"""
+    width: int = 256
+    """of the panorama in pixels, at least the model's own"""
+    height: int | None = None
+    """in pixels; by default the model's own"""
+    wrap: bool = False
+    """360 degrees: the right edge goes on at the left one"""
+    stride: int | None = None
+    """pixels from window to window; by default a quarter of a window"""
+    label: Labels = ()
+    """class; several follow each other from left to right"""
+    prompt: Prompts = ()
+    """what it shows, of a model that is told text; several follow each other from left to right"""
+    w: float | None = None
+    """guidance scale; 1 is off"""
+    push: float = 0.0
+    """how hard windows are pushed towards the look of the middle one (SyncDiffusion); 0 is off"""
+    n: int = 1
+    """how many panoramas"""
+    steps: int = 30
+    """grid intervals"""
+    chunk: int = 16
+    """windows looked at together: memory grows with them, not with the width"""
+    seed: int = 0
+    """of the noise"""
+    out: Path = Path("panorama.png")
+    """picture to write, its recipe inside"""
+
+    def __call__(self) -> None:
+        """Sample."""
+        from suffuse import joint, noise, pictures, sample
+        from suffuse.operators import Crops
+        from suffuse.recipes.draw import stamp
+        from suffuse.recipes.run import Run
+
+        made = Run.open(self.run)
+        size = _pictures(made, "panorama")
+        canvas = (self.height or size[0], self.width)
+        views = Crops(size, self.stride or max(1, min(size) // 4), canvas, wrap=self.wrap)
+        count = len(views.corners)
+        if self.n < 1:
+            raise ValueError(f"--n must be at least 1, got {self.n}")
+
+        def along(told: tuple[Any, ...]) -> tuple[Any, ...]:
+            """What each window is told, by where its middle lies."""
+            if len(told) < 2:
+                return told
+            middle = [(left + size[1] / 2) % canvas[1] / canvas[1] for _, left in views.corners]
+            return tuple(told[int(at * len(told))] for at in middle)
+
+        rows = self.n * count
+        denoiser, w = _told(made, rows, along(self.label), along(self.prompt), self.w)
+        if self.push:
+            anchor = min(range(count), key=lambda k: abs(views.corners[k][1] + size[1] / 2 - canvas[1] / 2))
+            model = joint.syncdiffusion(denoiser, views, joint.look, w=self.push, anchor=anchor, chunk=self.chunk)
+        else:
+            model = joint.average(denoiser, views, chunk=self.chunk)
+        sampler = _ddim() if self.push else None
+        x = sample(model, noise((self.n, made.shape[0], *canvas), self.seed), steps=self.steps, sampler=sampler)
+        recipe = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+        about = recipe | {"w": w, "made by": "suffuse panorama"} | stamp(made)
+        pictures.save_png(pictures.grid(x, 1, scale=max(1, 96 // canvas[0])), self.out, about)
+        say(f"{self.out}: {self.n} x {canvas[0]} x {canvas[1]} pixels from {count} windows each, recipe inside")
+
+
+def _ddim() -> Any:
+    from suffuse import samplers
+
+    return samplers.ddim
+
+
+@dataclass(frozen=True)
+class Anagram:
+    """One picture that shows several things: each label or prompt in a view of its own."""
+
+    run: Positional[Path]
+    """a run's folder, or the name of a model that ships"""
+    views: Annotated[tuple[str, ...], arg(metavar="VIEW...")] = ("identity", "rotate180")
+    """identity, rotate90, rotate180, rotate270, flip, mirror, negative, inner90, inner180, jigsaw, shuffle, skew"""
+    label: Labels = ()
+    """class seen in each view"""
+    prompt: Prompts = ()
+    """what is seen in each view, of a model that is told text"""
+    w: float | None = None
+    """guidance scale; 1 is off"""
+    n: int = 8
+    """how many pictures"""
+    steps: int = 30
+    """grid intervals"""
+    seed: int = 0
+    """of the noise"""
+    out: Path = Path("anagram.png")
+    """picture to write: a row for each view; its recipe inside"""
+
+    def __call__(self) -> None:
+        """Sample."""
+        import torch
+
+        from suffuse import joint, noise, pictures, sample
+        from suffuse.recipes.draw import stamp
+        from suffuse.recipes.run import Run
+
+        made = Run.open(self.run)
+        size = _pictures(made, "anagram")
+        views = [joint.view(name, size) for name in self.views]
+        for name, told in (("label", self.label), ("prompt", self.prompt)):
+            if told and len(told) != len(views):
+                raise ValueError(f"--{name} has {len(told)} values for {len(views)} views: give each view its own")
+        if not self.label and not self.prompt:
+            raise ValueError("an anagram is told what to show in each view: give --label or --prompt")
+        if self.n < 1:
+            raise ValueError(f"--n must be at least 1, got {self.n}")
+        denoiser, w = _told(made, self.n * len(views), self.label, self.prompt, self.w)
+        x = sample(joint.anagram(denoiser, views), noise((self.n, *made.shape), self.seed), steps=self.steps)
+        recipe = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+        about = recipe | {"w": w, "made by": "suffuse anagram"} | stamp(made)
+        rows = torch.cat([view(x) for view in views])
+        pictures.save_png(pictures.grid(rows, self.n, scale=max(1, 48 // size[1])), self.out, about)
+        say(f"{self.out}: {self.n} pictures, a row for each of {', '.join(self.views)}")
+
+
+@dataclass(frozen=True)
+class Texture:
+    """Paint a mesh: a texture that looks as asked from all sides, from a model of small squares."""
+
+    mesh: Positional[str]
+    """an OBJ file with texture coordinates, an .npz with the same arrays, or "cube" """
+    run: Path = Path("runs/frieze")
+    """a run of a model of pictures"""
+    label: Labels = ()
+    """class it shows"""
+    prompt: Prompts = ()
+    """what it shows, of a model that is told text"""
+    w: float | None = None
+    """guidance scale; 1 is off"""
+    views: int = 8
+    """cameras around the mesh"""
+    size: int = 64
+    """of each camera's picture in pixels, at least the model's own"""
+    texture: int = 128
+    """side of the texture in texels"""
+    steps: int = 20
+    """grid intervals"""
+    chunk: int = 16
+    """windows looked at together"""
+    seed: int = 0
+    """of the noise"""
+    out: Path = Path("painted")
+    """folder for mesh.obj, mesh.mtl, mesh.png and turntable.gif"""
+
+    def __call__(self) -> None:
+        """Paint."""
+        from suffuse import fields, pictures
+        from suffuse.recipes.draw import stamp
+        from suffuse.recipes.paint import paint, windows_of
+        from suffuse.recipes.run import Run
+
+        made = Run.open(self.run)
+        size = _pictures(made, "texture")
+        if made.shape[0] != 3:
+            raise ValueError(f"texture needs a model of colour pictures, {made.path} makes {made.shape}")
+        if len(self.label) > 1 or len(self.prompt) > 1:
+            raise ValueError("a texture is told one thing: give one --label or --prompt")
+        mesh = fields.read_mesh(self.mesh).centred()
+        seen = windows_of(mesh, fields.orbit(self.views), window=size[0], size=self.size, texture=self.texture)
+        denoiser, w = _told(made, seen.n or 1, self.label, self.prompt, self.w)
+        image, share = paint(denoiser, seen, made.shape, steps=self.steps, chunk=self.chunk, seed=self.seed)
+        fields.write_mesh(mesh, image, self.out)
+        recipe = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+        about = recipe | {"w": w, "made by": "suffuse texture"} | stamp(made)
+        frames = [fields.shade(mesh, image, camera, 128) for camera in fields.orbit(16, elevations=(15.0,))]
+        frames = [pictures.grid(frame[None], 1, gap=0) for frame in frames]
+        pictures.animation(frames, self.out / "turntable.gif", about, milliseconds=120, hold=120)
+        say(f"{self.out}: mesh.obj, mesh.mtl, mesh.png, turntable.gif; {100 * share:.0f} % of the texture was seen")
