@@ -1,0 +1,145 @@
+"""`suffuse panorama`, `anagram`, `texture`, and the scripts in examples/, as a person would use them."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from suffuse import cli, fields, pictures
+from suffuse.data.shapes import Frieze, parse
+from suffuse.recipes import digits, frieze
+from suffuse.recipes.run import Run
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Digits, trained for a moment."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    digits.train(out, steps=2, batch_size=8, progress=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    """The frieze recipe's own network, trained for two tiny steps: enough to be asked."""
+    out = tmp_path_factory.mktemp("runs") / "frieze"
+    frieze.train(out, steps=2, batch_size=2, progress=False)
+    return out
+
+
+def call(*args):
+    cli.main([str(a) for a in args])
+
+
+def test_an_anagram_is_written_with_its_views(run, tmp_path):
+    out = tmp_path / "a.png"
+    call("anagram", run, "--label", 6, 9, "--w", 2, "--n", 3, "--steps", 2, "--out", out)
+    recipe = pictures.read_recipe(out)
+    assert recipe["label"] == [6, 9] and recipe["views"] == ["identity", "rotate180"] and recipe["w"] == 2
+    with Image.open(out) as image:
+        seen = torch.tensor(list(image.convert("L").tobytes())).reshape(image.size[::-1])
+    scale, cell = 6, 9 * 6
+    rows = [seen[scale + k * cell : scale + k * cell + 48, scale : scale + 48] for k in range(2)]
+    assert torch.equal(rows[1], rows[0].flip((0, 1))), "below, the first picture turned"
+
+
+def test_a_panorama_goes_around(run, tmp_path):
+    """Turned by some windows, a wrapped panorama of the same noise turned is the same: nothing is an edge."""
+    out = tmp_path / "p.png"
+    call("panorama", run, "--width", 24, "--wrap", "--n", 2, "--steps", 2, "--label", 3, "--out", out)
+    with Image.open(out) as image:
+        assert image.size == ((24 + 2) * 12, (2 * 9 + 1) * 12)
+    assert pictures.read_recipe(out)["wrap"] is True
+    call("panorama", run, "--width", 20, "--push", 0.1, "--steps", 2, "--label", 1, 5, "--out", out)
+    assert pictures.read_recipe(out)["label"] == [1, 5]
+
+
+def test_a_mesh_is_painted(coloured, tmp_path):
+    out = tmp_path / "painted"
+    prompt = "a striped red background"
+    call(
+        *("texture", "cube", "--run", coloured, "--prompt", prompt, "--views", 2, "--size", 32),
+        *("--texture", 24, "--steps", 1, "--out", out),
+    )
+    mesh = fields.read_mesh(out / "mesh.obj")
+    assert len(mesh.faces) == 12
+    with Image.open(out / "turntable.gif") as gif:
+        assert gif.n_frames == 16 and gif.size == (128, 128)
+    with Image.open(out / "mesh.png") as png:
+        assert png.size == (24, 24) and len(png.getcolors(10000)) > 20
+
+
+MISUSE = {
+    "views and labels": (
+        ["anagram", "RUN", "--label", "1"],
+        "--label has 1 values for 2 views: give each view its own",
+    ),
+    "nothing to show": (["anagram", "RUN"], "an anagram is told what to show in each view"),
+    "an unknown view": (["anagram", "RUN", "--views", "identity", "rotate45", "--label", "1", "2"], "unknown view"),
+    "no pictures": (["anagram", "RUN", "--label", "1", "2", "--n", "0"], "--n must be at least 1, got 0"),
+    "too narrow": (["panorama", "RUN", "--width", "7"], "at most the canvas, (8, 7), got (8, 8)"),
+    "a stride with gaps": (["panorama", "RUN", "--width", "20", "--stride", "9"], "or pixels are left out"),
+    "grey for a texture": (["texture", "cube", "--run", "RUN"], "needs a model of colour pictures"),
+    "two things on one mesh": (
+        ["texture", "cube", "--run", "COLOURED", "--prompt", "a red background", "a blue background"],
+        "a texture is told one thing",
+    ),
+    "no mesh": (["texture", "none.obj", "--run", "COLOURED"], "No such file"),
+    "unknown words": (["texture", "cube", "--run", "COLOURED", "--prompt", "a zebra"], "unknown words 'zebra'"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSE)
+def test_misuse_is_one_sentence_and_exit_code_2(name, run, coloured, capsys):
+    args, message = MISUSE[name]
+    with pytest.raises(SystemExit) as stopped:
+        call(*[{"RUN": run, "COLOURED": coloured}.get(arg, arg) for arg in args])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in said and said.count("\n") == 1
+
+
+def test_a_trained_frieze_resumes_to_itself(coloured):
+    before = (coloured / "model" / "model.safetensors").read_bytes()
+    frieze.train(coloured, steps=2, batch_size=2, resume=True, progress=False)
+    assert (coloured / "model" / "model.safetensors").read_bytes() == before
+    assert Run.open(coloured).settings["w"] == frieze.W
+
+
+def test_crops_show_what_their_captions_say():
+    """Ground and style of the frieze they are of; and bare ground where no shapes are told of."""
+    items = torch.arange(64)
+    images, said = frieze.crops(3, items)
+    truth = Frieze(3)[items].attributes
+    spec = parse([text if text.startswith("shapes") else f"shapes on {text}" for text in said])
+    assert torch.equal(spec.background, truth.background) and torch.equal(spec.style, truth.style)
+    bare = torch.tensor([not text.startswith("shapes") for text in said])
+    assert bare.sum() == 16
+    mixed = (images - Frieze(3)[items].images).abs().amax((1, 2, 3)) > 0.1
+    assert not mixed[~bare].any() and mixed[bare].float().mean() > 0.8, "shapes are left out of the bare ones alone"
+
+
+def test_a_judge_says_of_its_lesson_what_was_done_to_it():
+    """What is called a frieze's window is one, up to harmless variation; the rest is not."""
+    torch.manual_seed(0)
+    items = torch.arange(64)
+    x, real, style, colour = frieze.lesson(5, items)
+    clean, truth = frieze._bared(Frieze(5)[items], items % 8 == 0).images, Frieze(5)[items].attributes
+    off = (x - clean).abs().mean((1, 2, 3))
+    assert real[:32].all() and (~real[32:]).sum() > 20
+    assert off[real].mean() < 0.06 and off[~real].mean() > 0.12
+    assert torch.equal(style, truth.style) and torch.equal(colour, truth.background)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("joint_*.py")))
+def test_the_examples_run(name, run, coloured, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = coloured if "texture" in name else run
+    quick = ["--steps", "2"] + (["--size", "32", "--texture", "24", "--views", "2"] if "texture" in name else [])
+    monkeypatch.setattr(sys, "argv", [name, *([str(chosen)] if "signal" not in name else []), *quick])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    assert list(tmp_path.iterdir())
