@@ -22,7 +22,7 @@ def net():
 
 def test_muon_steps_are_orthogonal_and_for_the_matrices_of_blocks_only():
     model = net()
-    muon = Optimizer("muon", model, 1e-2, 0.0)
+    muon = Optimizer("muon", model, 1e-2, 0.0, lr_matrices=3e-2)
     stepped = {id(p) for group in muon.parts[1].param_groups for p in group["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in stepped}
     assert "blocks.0.mlp.0.weight" in names and "told.embedders.0.layers.0.mlp.0.weight" in names
@@ -32,14 +32,14 @@ def test_muon_steps_are_orthogonal_and_for_the_matrices_of_blocks_only():
     torch.manual_seed(1)
     for p in model.parameters():
         p.grad = torch.randn_like(p)
-    muon.step(1e-2)
+    muon.step(0.5)
     for name, p in model.named_parameters():
         step = before[name] - p.detach()
         if name in names:
-            s = torch.linalg.svdvals(step) / (1e-2 * 0.2 * max(p.shape) ** 0.5)
+            s = torch.linalg.svdvals(step) / (0.5 * 3e-2 * 0.2 * max(p.shape) ** 0.5)
             assert s.min() > 0.6 and s.max() < 1.3, name
         else:
-            torch.testing.assert_close(step.abs(), torch.full_like(step, 1e-2), rtol=1e-3, atol=0)
+            torch.testing.assert_close(step.abs(), torch.full_like(step, 0.5 * 1e-2), rtol=1e-3, atol=0)
         assert p.grad is None
 
 
@@ -68,6 +68,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, tmp_path):
 def test_another_name_is_refused():
     with pytest.raises(ValueError, match="optimizer must be 'adamw' or 'muon', got 'adam'"):
         Optimizer("adam", net(), 1e-3, 0.0)
+    with pytest.raises(ValueError, match="lr_matrices is Muon's rate, got 0.1 with optimizer='adamw'"):
+        Optimizer("adamw", net(), 1e-3, 0.0, lr_matrices=0.1)
 
 
 def test_the_rate_keeps_to_a_plateau_and_falls_over_the_last_share():

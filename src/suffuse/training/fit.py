@@ -56,6 +56,7 @@ def fit(
     lr: float = 1e-3,
     weight_decay: float = 0.0,
     optimizer: str = "adamw",
+    lr_matrices: float | None = None,
     ema: float | PowerEMA | None = 0.999,
     seed: int = 0,
     out: str | Path | None = None,
@@ -88,6 +89,7 @@ def fit(
         model: a `Denoiser` around a module, or a module; trained in place.
         steps, batch_size: how long and how wide.
         lr: after warm-up. weight_decay: decoupled. optimizer: "adamw" or "muon", see `Optimizer`.
+        lr_matrices: Muon's rate, by default lr: matrices may bear several times the rate that suits embeddings.
         ema: decay of the averaged weights, a `PowerEMA` for averages whose length is chosen afterwards, or None.
         seed: of everything random, 0 to 2^63 - 1.
         out: folder for checkpoints and `metrics.jsonl`; None keeps nothing.
@@ -140,7 +142,7 @@ def fit(
     )
     own = loss.to(device) if isinstance(loss, nn.Module) else None
     trains = net if own is None or not list(own.parameters()) else _Both(net, own)
-    stepper = Optimizer(optimizer, trains, lr, weight_decay)
+    stepper = Optimizer(optimizer, trains, lr, weight_decay, lr_matrices)
     now = state.State(net, average, stepper, own, scaler, feed)
     fixed = dict(settings or {}) | {
         "steps": steps,
@@ -156,6 +158,7 @@ def fit(
         "precision": str(dtype),
         "items": feed.size,
     }
+    fixed |= {"lr_matrices": lr_matrices} if lr_matrices is not None else {}
     fixed |= {"accumulate": accumulate} if accumulate > 1 else {}
     fixed |= {"loss": type(own).__name__} if own is not None else {}
     keeper = None if out is None else state.Keeper(Path(out), fixed, tensorboard)
@@ -179,7 +182,7 @@ def fit(
             batch = {name: value.to(device, non_blocking=True) for name, value in feed.take(batch_size).items()}
             if step == first and "x" in batch and not isinstance(data, Mapping):
                 check_range(batch["x"], "the first batch's 'x'")
-            rate = lr * _rate(step * batch_size, total, warmup, decay)
+            share = _rate(step * batch_size, total, warmup, decay)
             losses, mean = backward(trained, batch, step)
             if scaler is not None:
                 stepper.unscale(scaler)
@@ -189,7 +192,7 @@ def fit(
                 if keeper is not None and step > first:
                     keeper.write(now, step, before + time.monotonic() - began)
                 raise NotFiniteError(diagnose(backward, model, batch, losses, step))
-            stepper.step(rate if whole else None)
+            stepper.step(share if whole else None)
             if scaler is not None:
                 scaler.update()
             if average is not None and whole:
@@ -202,7 +205,7 @@ def fit(
                     "step": done,
                     "samples": done * batch_size,
                     "loss": mean.item(),
-                    "lr": rate,
+                    "lr": lr * share,
                     "grad_norm": norm.item(),
                     "seconds": round(before + at - began, 3),
                 }

@@ -19,16 +19,21 @@ class Optimizer:
     inside an `nn.ModuleList`: the blocks, where nearly all of a network is; AdamW for all others.
 
     Args:
-        name: "adamw" or "muon". net: what is trained. lr: peak rate of both. weight_decay: decoupled, of both.
+        name: "adamw" or "muon". net: what is trained. lr: peak rate. weight_decay: decoupled, of both.
+        lr_matrices: Muon's own peak rate, by default the same.
     Raises:
         ValueError: another name.
 
     Loshchilov & Hutter 2019; Jordan et al. 2024 (Muon); the scale is of Liu et al. 2025.
     """
 
-    def __init__(self, name: str, net: nn.Module, lr: float, weight_decay: float) -> None:
+    def __init__(
+        self, name: str, net: nn.Module, lr: float, weight_decay: float, lr_matrices: float | None = None
+    ) -> None:
         if name not in ("adamw", "muon"):
             raise ValueError(f"optimizer must be 'adamw' or 'muon', got {name!r}")
+        if lr_matrices is not None and name != "muon":
+            raise ValueError(f"lr_matrices is Muon's rate, got {lr_matrices:g} with optimizer={name!r}")
         matrices = list(_matrices(net)) if name == "muon" else []
         taken = {id(p) for p in matrices}
         others = [p for p in net.parameters() if id(p) not in taken]
@@ -37,21 +42,23 @@ class Optimizer:
             torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused)
         ]
         if matrices:
+            own = lr if lr_matrices is None else lr_matrices
             self.parts.append(
-                torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+                torch.optim.Muon(matrices, lr=own, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
             )
+        self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
     def unscale(self, scaler: torch.amp.GradScaler) -> None:
         """Divide the gradients by what the scaler multiplied the loss with."""
         for part in self.parts:
             scaler.unscale_(part)
 
-    def step(self, lr: float | None) -> None:
-        """Update every parameter at this rate, or none at all for None, and forget the gradients."""
-        for part in self.parts:
-            if lr is not None:
-                for group in part.param_groups:
-                    group["lr"] = lr
+    def step(self, share: float | None) -> None:
+        """Update every parameter at this share of its peak rate, or none for None, and forget the gradients."""
+        for part, peaks in zip(self.parts, self.peaks, strict=True):
+            if share is not None:
+                for group, peak in zip(part.param_groups, peaks, strict=True):
+                    group["lr"] = peak * share
                 part.step()
             part.zero_grad(set_to_none=True)
 
