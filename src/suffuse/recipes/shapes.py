@@ -40,7 +40,7 @@ WORDS = 24
 STEPS: dict[str, int] = {"dit": 16_000, "unet": 12_000}
 BATCH, LR, LR_MATRICES, EMA, DROPOUT = 64, 1.5e-3, 5e-3, 0.999, 0.1
 NOISIER = 0.7
-"""Mean of logit(t): flat regions keep their colour far into the noise, so only there a caption tells what is not seen."""
+"""Mean of logit(t): flat regions keep their colour far into the noise, and only there a caption tells anything new."""
 W, EVALUATIONS, ASKED = 3.0, 20, 2000
 ASKS = {
     "held_out": ("Captions of two objects with at least one kept-out combination, w={w:g}", True, True),
