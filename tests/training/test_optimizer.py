@@ -84,6 +84,7 @@ def test_a_look_sees_the_averaged_model_and_changes_nothing(tmp_path):
     data = {"x": torch.rand(16, 3)}
 
     def loss(model, batch):
+        assert model.training
         return (model(batch["x"]) - torch.randn(len(batch["x"]), 1)).square().mean(1)
 
     seen = []
@@ -94,16 +95,21 @@ def test_a_look_sees_the_averaged_model_and_changes_nothing(tmp_path):
         return {"weight": model.weight.sum().item()}
 
     made = []
-    for how in ({}, {"watch": watch, "watch_every": 2}):
+    looks = {"watch": watch, "watch_every": 2}
+    for how in ({"ema": 0.9}, {"ema": 0.9} | looks, {"ema": None} | looks):
         torch.manual_seed(0)
         model = nn.Linear(3, 1)
         out = tmp_path / str(len(made))
-        made.append(fit(loss, data, model, steps=5, batch_size=8, ema=0.9, out=out, progress=False, **how))
+        torch.manual_seed(len(made))
+        before = torch.get_rng_state()
+        made.append(fit(loss, data, model, steps=5, batch_size=8, out=out, progress=False, **how))
+        assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(made[0].model.weight, made[1].model.weight)
-    assert len(seen) == 3 and len({value for _, value in seen}) == 1, (
+    assert torch.equal(made[0].model.weight, made[2].model.weight)
+    assert len(seen) == 6 and len({value for _, value in seen}) == 1, (
         "after 2, 4 and all 5, with the same numbers drawn"
     )
-    assert torch.equal(seen[-1][0], made[1].ema.weight) and not torch.equal(seen[-1][0], made[1].model.weight)
+    assert torch.equal(seen[2][0], made[1].ema.weight) and not torch.equal(seen[2][0], made[1].model.weight)
     lines = [json.loads(line) for line in (tmp_path / "1" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "weight" in line] == [2, 4, 5]
 
