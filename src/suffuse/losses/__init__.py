@@ -1,6 +1,7 @@
 """Losses: plain functions `(model, batch) -> (B,)`, with the times, weights and couplings they are given."""
 
 from suffuse.losses import couplings, distillation, fewstep, times, weights
+from suffuse.losses.alignment import Alignment
 from suffuse.losses.autoencoder import Adversarial, Perceptual, autoencoding, kl_divergence
 from suffuse.losses.couplings import immiscible, independent, optimal_transport
 from suffuse.losses.denoising import denoising
@@ -22,6 +23,7 @@ from suffuse.losses.variance import hybrid
 
 __all__ = [
     "Adversarial",
+    "Alignment",
     "Perceptual",
     "Uncertain",
     "autoencoding",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from suffuse import losses, metrics, nets, pictures
 from suffuse.data.shapes import CHANGES, COLOURS, SHAPES, VOCABULARY, Match, Scenes, captions, changed, held_out, parse
@@ -41,6 +41,8 @@ STEPS: dict[str, int] = {"dit": 16_000, "unet": 12_000}
 BATCH, LR, LR_MATRICES, EMA, DROPOUT = 64, 1.5e-3, 5e-3, 0.999, 0.1
 NOISIER = 0.7
 """Mean of logit(t): flat regions keep their colour far into the noise, and only there a caption tells anything new."""
+ALIGNED = {"dit": ("blocks.2", 192), "unet": ("middle.0", 192)}
+"""The module that learns to say what the judge in use sees in each of its 8 x 8 cells, and its channels."""
 W, EVALUATIONS, ASKED = 3.0, 20, 2000
 ASKS = {
     "held_out": ("Captions of two objects with at least one kept-out combination, w={w:g}", True, True),
@@ -108,12 +110,7 @@ def train(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = build(net)
-    scenes, text = Scenes(seed), model.conditions["text"]
-
-    def loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        drawn = scenes[batch["item"]]
-        told = {"x": drawn.images, "text": text.ids(drawn.captions, length=WORDS)}
-        return losses.denoising(model, told, times=partial(losses.logit_normal, mean=NOISIER), dropout=dropout)
+        loss = _Loss(seed, dropout, model.conditions["text"], ALIGNED[net])
 
     done: Fit = fit(
         loss,
@@ -131,9 +128,15 @@ def train(
         out=out,
         resume=resume,
         overwrite=overwrite,
-        settings={"recipe": "shapes", "net": net, "dropout": dropout, "noisier": NOISIER},
+        settings={
+            "recipe": "shapes",
+            "net": net,
+            "dropout": dropout,
+            "noisier": NOISIER,
+            "aligned": list(ALIGNED[net]),
+        },
         compile=compile,
-        watch=partial(probe, text=text) if watch_every else None,
+        watch=partial(probe, text=model.conditions["text"]) if watch_every else None,
         watch_every=watch_every,
         log_every=50,
         progress=progress,
@@ -143,6 +146,29 @@ def train(
     made = Run(out, "shapes", SHAPE, settings | {"dropout": dropout}, round(done.seconds, 2))
     made.write()
     return made
+
+
+class _Loss(nn.Module):
+    """Draw the scenes asked for, denoise them told their captions, and align to the judge in use.
+
+    Args:
+        seed: of the scenes. dropout: how often the caption is withheld. text: how it is told.
+        aligned: path of the aligned module, and its channels.
+    """
+
+    def __init__(self, seed: int, dropout: float, text: nets.Words, aligned: tuple[str, int]) -> None:
+        super().__init__()
+        self.scenes, self.text = Scenes(seed), text
+        judge = metrics.shapes.judge("use").net.eval()
+        with torch.no_grad():
+            shared = judge.features(Scenes(0)(0, 512).images)[0].mean((0, 2, 3), keepdim=True)
+        loss = partial(losses.denoising, times=partial(losses.logit_normal, mean=NOISIER), dropout=dropout)
+        self.aligned = losses.Alignment(loss, lambda x: judge.features(x)[0] - shared, *aligned, shared.shape[1])
+
+    def forward(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B,) losses of the scenes numbered batch["item"]."""
+        drawn = self.scenes[batch["item"]]
+        return self.aligned(model, {"x": drawn.images, "text": self.text.ids(drawn.captions, length=WORDS)})
 
 
 def evaluate(made: Run, out: Path, *, n: int = ASKED, nfe: int = EVALUATIONS, w: float = W, seed: int = 1) -> Any:
