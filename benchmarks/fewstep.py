@@ -3,7 +3,7 @@
 python benchmarks/fewstep.py [--teacher runs/digits] [--runs runs/fewstep] [--methods meanflow ...] [--steps 1080]
 
 Each method is a run folder under --runs: what is finished is taken up, what was interrupted resumes, and after each
-method docs/fewstep.md is written from what there is (--page: that only). Budget: as many steps of 64 as the teacher had,
+method docs/fewstep.md is written from what there is (--page: that only). Budget: the steps of 64 that the teacher had,
 shared between a method's stages. Where the evaluations are a part of the training, the student is made for 1, and 2 and
 4 are measured on the stage made for them (reflow, progressive distillation) or on a student of its own (DMD).
 """

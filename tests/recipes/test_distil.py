@@ -163,7 +163,7 @@ class _Towards(nn.Module):
 
 def test_edits_change_what_is_named_and_pds_keeps_the_rest_where_sds_does_not():
     model = Denoiser(_Towards(), schedules.Linear())
-    x = noise((16, *digits.SHAPE), seed=0) * 0.2**0.5
+    x = (noise((16, *digits.SHAPE), seed=0) * 0.2**0.5).clamp(-1, 1)
     x[..., :4] = 1 / 5 - 0.9
     found = {
         method: edit.edited(model, x, source="1", target="8", method=method, w=1.0, steps=150, lr=0.06)
