@@ -19,13 +19,29 @@ from suffuse.denoise import Denoiser
 from suffuse.hub.clip import clip
 from suffuse.hub.control import adapter, controlnet
 from suffuse.hub.doctor import check
+from suffuse.hub.export import to_diffusers, to_onnx
 from suffuse.hub.folder import Folder
 from suffuse.hub.lora import lora, save_lora
 from suffuse.hub.research import load
 from suffuse.hub.schedule import times
+from suffuse.hub.scheduler import Scheduler
 from suffuse.hub.tensors import tensors
 
-__all__ = ["adapter", "check", "clip", "controlnet", "diffusers", "load", "lora", "save_lora", "tensors", "times"]
+__all__ = [
+    "Scheduler",
+    "adapter",
+    "check",
+    "clip",
+    "controlnet",
+    "diffusers",
+    "load",
+    "lora",
+    "save_lora",
+    "tensors",
+    "times",
+    "to_diffusers",
+    "to_onnx",
+]
 
 _FAMILIES = {
     "DDPMPipeline": "unet2d.load",

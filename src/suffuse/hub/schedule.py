@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ _KNOWN = (
 
 
 def read_schedule(file: Path, kind: str, library: Any, tokens: int | None = None) -> tuple[Schedule, Parameterization]:
-    """The schedule a model was trained on, and what its output means.
+    """The schedule a model was trained on, and what its output means, from a scheduler_config.json.
 
     A network on a table of betas is told the index t T - 1, a flow's network sigma in [0, 1].
 
@@ -70,7 +71,14 @@ def read_schedule(file: Path, kind: str, library: Any, tokens: int | None = None
         ModelFileError: the file is missing or is not JSON.
         ValueError: a scheduler, key, prediction type or table of betas that is not supported.
     """
-    given = {key: value for key, value in read_json(file).items() if not key.startswith("_")}
+    return schedule_of(read_json(file), kind, library, file, tokens)
+
+
+def schedule_of(
+    config: Mapping[str, Any], kind: str, library: Any, file: Any, tokens: int | None = None
+) -> tuple[Schedule, Parameterization]:
+    """The same, of a config that is read already; `file` is what errors say it is."""
+    given = {key: value for key, value in config.items() if not key.startswith("_")}
     kinds = [*(f"{name}Scheduler" for name in _KINDS.split()), *_FLOWS]
     if kind not in kinds:
         raise ValueError(f"{file}: {kind} is not supported; supported are {', '.join(kinds)}")
@@ -83,19 +91,19 @@ def read_schedule(file: Path, kind: str, library: Any, tokens: int | None = None
         if key in given and given[key] not in allowed:
             raise ValueError(f"{file}: {key}={given[key]!r} is not supported, only {' or '.join(map(repr, allowed))}")
     signature = inspect.signature(getattr(library, kind).__init__).parameters
-    config = {k: p.default for k, p in signature.items() if p.default is not p.empty} | given
-    if kind in _FLOWS or config.get("use_flow_sigmas"):
-        return Linear().shift(_shift(file, config, tokens)), FLOW
-    predicts = config["prediction_type"]
+    full = {k: p.default for k, p in signature.items() if p.default is not p.empty} | given
+    if kind in _FLOWS or full.get("use_flow_sigmas"):
+        return Linear().shift(_shift(file, full, tokens)), FLOW
+    predicts = full["prediction_type"]
     if predicts not in _PREDICTS:
         raise ValueError(f"{file}: prediction type {predicts!r} is not supported; supported are {', '.join(_PREDICTS)}")
-    schedule = _betas(file, config)
-    if config.get("rescale_betas_zero_snr"):
+    schedule = _betas(file, full)
+    if full.get("rescale_betas_zero_snr"):
         schedule = schedule.zero_terminal_snr()
     return schedule, dataclasses.replace(named(_PREDICTS[predicts]), tells=index)
 
 
-def _shift(file: Path, config: dict[str, Any], tokens: int | None) -> float:
+def _shift(file: Any, config: dict[str, Any], tokens: int | None) -> float:
     """The factor that a flow's sigma/alpha is multiplied with: one number, or one that grows with the picture.
 
     log s = linear in the number of tokens, through two points of the config.   Esser et al. 2024, section 5.3.2.
@@ -112,7 +120,7 @@ def _shift(file: Path, config: dict[str, Any], tokens: int | None) -> float:
     return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
 
 
-def _betas(file: Path, config: dict[str, Any]) -> Discrete:
+def _betas(file: Any, config: dict[str, Any]) -> Discrete:
     steps, low, high = config["num_train_timesteps"], config["beta_start"], config["beta_end"]
     trained, family = config.get("trained_betas"), config["beta_schedule"]
     if trained is not None:

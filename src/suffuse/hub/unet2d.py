@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from suffuse.denoise import Denoiser
+from suffuse.hub.export import opened
 from suffuse.hub.folder import Folder, require
 from suffuse.nets.conditions import Label
 
@@ -32,6 +33,8 @@ def load(folder: Folder) -> Denoiser:
     Raises:
         ValueError: the network is told sigma instead of an index.
     """
+    if folder.part("unet")[1] == "Network":
+        return opened(folder.path / "unet", folder.dtype, folder.device)
     unet = folder.network("unet", require("diffusers").UNet2DModel)
     if unet.config.time_embedding_type != "positional":
         raise ValueError(
