@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from suffuse import grids, noise, pictures, sample, samplers
+from suffuse.losses import fewstep
 from suffuse.recipes import digits, distil
 from suffuse.recipes.run import Run
 from suffuse.samplers import plan_for
@@ -83,6 +84,25 @@ def teachers(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def flows(options: argparse.Namespace) -> dict[str, Any]:
+    """How straight the flow of digits is before and after a round of reflow, and how far it transports."""
+    path, made = options.runs / "flows.json", Run.open(options.teacher)
+    second = Run.open(folders(options.runs, "reflow", BUDGETS)[1])
+    kept = read_json(path) if path.exists() else {}
+    if kept.get("of") == [made.model_hash, second.model_hash]:
+        return kept
+    label, start = torch.arange(500) % 10, noise((500, *digits.SHAPE), seed=5)
+    result: dict[str, Any] = {"of": [made.model_hash, second.model_hash], "n": len(start)}
+    for name, model in (("teacher", made.model()), ("second round", distil.model_for(second, 2))):
+        flow = model.given(label=label)
+        result[name] = {
+            "straightness": fewstep.straightness(flow, start).mean().item(),
+            "transport": fewstep.transport_cost(fewstep.pairs(flow, start)).mean().item(),
+        }
+    write_json(path, result)
+    return result
+
+
 def cells(found: dict[str, Any], keys: tuple[str, ...]) -> str:
     """Frechet ratio, recall and label accuracy at each budget."""
     shown = []
@@ -143,6 +163,15 @@ def page(options: argparse.Namespace, teacher: dict[str, Any], found: dict[str, 
             f"- at most 2 x at one evaluation: {len(near)} ({', '.join(near) or 'none'}; bar 3: "
             f"{'met' if len(near) >= 3 else 'MISSED'})"
         )
+    if "reflow" in found:
+        known = flows(options)
+        first, then = known["teacher"], known["second round"]
+        lines += [
+            "",
+            f"Reflow on digits, {known['n']} starts: straightness {first['straightness']:.3g} for the teacher, "
+            f"{then['straightness']:.3g} for the second round; transport cost {first['transport']:.4g} and "
+            f"{then['transport']:.4g}.",
+        ]
     missing = [k for k in distil.METHODS if k not in found]
     if missing:
         lines += ["", f"Not yet run: {', '.join(missing)}."]

@@ -1,5 +1,7 @@
 """Score-distillation losses have the gradient that is known exactly on average; SDS collapses, and VSD does not."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,12 @@ VP = schedules.VP()
 WORLDS = {
     "gaussian": oracle.Gaussian([0.5], 0.4, schedule=VP),
     "mixture": oracle.Mixture([0.3, 0.7], [[-1.2], [1.0]], [0.1, 0.3], schedule=VP),
+}
+TOLD = {
+    "gaussian": WORLDS["mixture"],  # whose classes are one Gaussian each
+    "mixture": oracle.Mixture(
+        [0.3, 0.2, 0.2, 0.3], [[-1.4], [-0.4], [0.2], [1.2]], [0.1, 0.05, 0.1, 0.3], labels=[0, 1, 0, 1], schedule=VP
+    ),
 }
 POINTS = torch.tensor([-1.5, 0.3, 2.0], dtype=torch.float64)
 LOW, HIGH = 0.1, 0.7
@@ -83,14 +91,27 @@ class TestExpectedGradients:
         (grad,) = torch.autograd.grad(losses.sds(world, x).sum(), x)
         assert grad.abs().mean() > 0.05
 
-    def test_csd(self):
-        world = WORLDS["mixture"]
+    @pytest.mark.parametrize("name", TOLD)
+    def test_csd(self, name):
+        pos, neg = TOLD[name].given(label=1), TOLD[name].given(label=0)
 
         def g(x, t, eps):
             x = noised(x, t, eps)
-            return sigma2(t) * (eps_of(world.given(label=1), x, t) - eps_of(world, x, t))
+            return sigma2(t) * (eps_of(pos, x, t) - eps_of(neg, x, t))
 
-        close(found(lambda x: losses.csd(world.given(label=1), world, x, times=WINDOW)), expected(g))
+        close(found(lambda x: losses.csd(pos, neg, x, times=WINDOW)), expected(g))
+
+    @pytest.mark.parametrize("name", TOLD)
+    def test_dmd(self, name):
+        """The slope in x of log(own density / data's) under noise: what a KL falls along."""
+        real, own = TOLD[name].given(label=1), TOLD[name].given(label=0)
+
+        def g(x, t, eps):
+            noisy = noised(x, t, eps)
+            return VP(t, like=x)[0] * (own.score(noisy, t) - real.score(noisy, t))
+
+        matching = functools.partial(losses.fewstep.distribution_matching, real, own, weight="kl", times=WINDOW)
+        close(found(matching), expected(g))
 
     def test_sds_of_a_guided_model_is_sds_and_csd(self):
         world, w = WORLDS["mixture"], 5.0
@@ -100,8 +121,9 @@ class TestExpectedGradients:
         parts = parts + w * found(lambda x: losses.csd(pos, world, x, times=WINDOW))
         close(both, parts)
 
-    def test_dds(self):
-        world = WORLDS["mixture"]
+    @pytest.mark.parametrize("name", TOLD)
+    def test_dds(self, name):
+        world = TOLD[name]
         target, source, original = world.given(label=1), world.given(label=0), torch.tensor([[-0.8]]).double()
 
         def g(x, t, eps):
@@ -110,9 +132,10 @@ class TestExpectedGradients:
 
         close(found(lambda x: losses.dds(target, x, source, original.expand_as(x), times=WINDOW)), expected(g))
 
-    def test_pds(self):
+    @pytest.mark.parametrize("name", TOLD)
+    def test_pds(self, name):
         """The truth by Tweedie's formula and the coefficients of a step of ddpm, one time after the other."""
-        world, t, gap = WORLDS["mixture"], 0.5, 0.05
+        world, t, gap = TOLD[name], 0.5, 0.05
         target, source, original = world.given(label=1), world.given(label=0), torch.tensor([[-0.8]]).double()
         (step,) = [row.terms for row in samplers.ddpm.plan(VP, [t, t - gap]).rows if row.terms]
         alpha, sigma = VP(t)

@@ -65,7 +65,10 @@ def test_every_method_trains_samples_within_its_budget_and_hears_what_it_was_giv
     assert kept // distil.cost(made)["parameters"] == copies
 
 
-@pytest.mark.parametrize("name", ["consistency-training", "dmd", "progressive"])
+QUICK = ("consistency-training", "dmd", "progressive")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in distil.METHODS])
 def test_an_interrupted_training_resumes_bit_for_bit(name, teacher, tmp_path, monkeypatch):
     how = BRIEF | {"steps": 8, "method": name, "nfe": 4}
     whole = distil.train(teacher, tmp_path / "whole", **how)
