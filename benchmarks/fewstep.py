@@ -36,26 +36,22 @@ def folders(runs: Path, method: str, budgets: tuple[int, ...]) -> dict[int, Path
 def students(options: argparse.Namespace, method: str) -> dict[str, Any]:
     """Train and measure one method, or read what is there."""
     found: dict[str, Any] = {}
+    spent = 0.0
     for n, out in folders(options.runs, method, BUDGETS).items():
+        asks = (n,) if method in OWN else BUDGETS
+        if str(n) in found:
+            continue
         if not (out / "run.json").exists():
             print(f"{method}: training {out}", flush=True)
-            nfe = n if method in OWN else 1
-            distil.train(options.teacher, out, method=method, nfe=nfe, steps=options.steps, resume=True, progress=False)
+            distil.train(
+                options.teacher, out, method=method, nfe=asks[0], steps=options.steps, resume=True, progress=False
+            )
         made = Run.open(out)
         kept = read_json(out / "metrics.json") if (out / "metrics.json").exists() else {}
-        if kept.get("model_hash") != made.model_hash or str(n) not in kept:
-            asks = (n,) if method in OWN else BUDGETS
+        if kept.get("model_hash") != made.model_hash or not all(str(k) in kept for k in asks):
             kept = distil.evaluate(made, nfe=asks)
-        found[str(n)] = kept[str(n)]
-        found["cost"] = (
-            kept["cost"]
-            if "cost" not in found
-            else found["cost"] | {"train_seconds": found["cost"]["train_seconds"] + kept["cost"]["train_seconds"]}
-        )
-        if method not in OWN:
-            break
-    if method not in OWN:
-        found |= {str(n): kept[str(n)] for n in BUDGETS}
+        spent += kept["cost"]["train_seconds"]
+        found |= {str(k): kept[str(k)] for k in asks} | {"cost": kept["cost"] | {"train_seconds": spent}}
     line = "  ".join(f"{n}: {found[str(n)]['frechet_ratio']['value']:.2f}" for n in BUDGETS)
     print(f"{method:26} Frechet ratio at NFE  {line}", flush=True)
     return found

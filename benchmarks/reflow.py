@@ -46,7 +46,7 @@ def trained(number: int, data: dict[str, torch.Tensor], steps: int, first: Denoi
     torch.manual_seed(0)
     model = Denoiser(nets.MLP(2, width=64, depth=2), schedules.Linear())
     if first is not None:
-        model.net.load_state_dict(first.net.state_dict())
+        model.net.load_state_dict(first.net.state_dict())  # type: ignore[union-attr]
     loss = partial(losses.denoising, coupling=independent)
     done = fit(
         loss,
