@@ -12,7 +12,7 @@ from suffuse.training.files import ModelFileError
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-import suffuse.hub.portable  # noqa: E402, F401  (diffusers imports no module because a file names it)
+import suffuse.hub.portable  # noqa: E402  (diffusers imports no module because a file names it)
 from tests.hub import folders  # noqa: E402
 from tests.hub.test_families import DDIM, FLOW, TABLE  # noqa: E402
 from tests.hub.test_parity import close  # noqa: E402
@@ -171,7 +171,7 @@ def test_a_plan_and_a_grid(sd, tmp_path):
     mine = ours(model, sampler=plan)
     close(through(pipe, model, hub.Scheduler(again, like=like)), mine, 5e-4)
     close(through(pipe, model, hub.Scheduler(samplers.dpmpp(order=2), like=like, grid=grids.karras)), mine, 5e-4)
-    with pytest.raises(ValueError, match="this plan has 10 steps on .*, asked for 9"):
+    with pytest.raises(ValueError, match=r"this plan has 10 steps on .*, asked for 9"):
         through(pipe, model, hub.Scheduler(plan, like=like), num_inference_steps=9)
 
 

@@ -165,10 +165,12 @@ def to_onnx(model: Denoiser, file: str | os.PathLike[str], *, shape: tuple[int, 
     inputs = (x, torch.full((2,), 0.5, device=x.device), *(v.clone() for v in told.values()))
     rows = torch.export.Dim("rows", min=1)
     shapes = {"x": {0: rows}, "t": {0: rows}, "told": tuple({0: rows} for _ in told)}
+    net: Any = _Named(model.net, list(told)).eval()
+    how: dict[str, Any] = {"input_names": names, "output_names": ["output"], "dynamo": True, "verbose": False}
     with torch.no_grad():
-        # In our networks `len(x)` is any number only to a reader of the code (strict): running it fixes it at 2. A
-        # reader of diffusers' code takes its choices by size for limits on the rows.
-        own = "args" in describe(model.net)
-        read = torch.export.export(_Named(model.net, list(told)).eval(), inputs, dynamic_shapes=shapes, strict=own)
-        torch.onnx.export(read, (), str(file), dynamo=True, input_names=names, output_names=["output"], verbose=False)
+        if "args" in describe(model.net):  # ours: read strictly, where `len(x)` stays any number; running it fixes it
+            net = torch.export.export(net, inputs, dynamic_shapes=shapes, strict=True)
+            torch.onnx.export(net, (), str(file), **how)
+        else:
+            torch.onnx.export(net, inputs, str(file), dynamic_shapes=shapes, **how)
     return names

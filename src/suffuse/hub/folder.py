@@ -13,6 +13,7 @@ from torch import nn
 from suffuse.denoise import Denoiser
 from suffuse.hub.autoencoder import KLCodec
 from suffuse.hub.schedule import read_schedule
+from suffuse.hub.taps import with_sites
 from suffuse.training.files import ModelFileError, read_json
 
 __all__ = ["Folder", "require"]
@@ -149,7 +150,7 @@ def read_network(folder: Path, kind: type, dtype: torch.dtype) -> Any:
         keys = sorted(report[f"{what}_keys"])
         if keys:
             raise ModelFileError(f"{folder}: {len(keys)} weights are {what}, the first is {keys[0]}")
-    return net.eval()
+    return with_sites(net.eval())
 
 
 def _cached(name: Any) -> Path:
