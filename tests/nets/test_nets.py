@@ -1,4 +1,4 @@
-"""Claims about the networks themselves: MLP, UNet and DiT, in every number of dimensions they take."""
+"""Claims about the networks themselves: MLP, UNet, DiT and MMDiT, in every number of dimensions they take."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_forward_mode_agrees_with_finite_differences(kind: str) -> None:
     assert (slope - (up - down) / (2 * h)).abs().max() < 1e-5 * slope.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["mlp", "unet2", "dit2"])
+@pytest.mark.parametrize("kind", ["mlp", "unet2", "dit2", "mmdit2"])
 def test_bfloat16_autocast_changes_only_the_rounding(kind: str) -> None:
     net = BUILD[kind](conditions=specs_for(kind)).eval()
     torch.manual_seed(3)
@@ -125,7 +125,7 @@ def test_bfloat16_autocast_changes_only_the_rounding(kind: str) -> None:
     assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
-@pytest.mark.parametrize("kind", ["mlp", "unet2", "dit2"])
+@pytest.mark.parametrize("kind", ["mlp", "unet2", "dit2", "mmdit2"])
 def test_compiled_is_the_same_function(kind: str) -> None:
     net = randomise(BUILD[kind](conditions=specs_for(kind)))
     x, t, told = batch(kind)
@@ -133,7 +133,7 @@ def test_compiled_is_the_same_function(kind: str) -> None:
     assert torch.allclose(compiled(x, t, **told), net(x, t, **told), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "unet2", "dit2"])
+@pytest.mark.parametrize("kind", ["mlp", "unet2", "dit2", "mmdit2"])
 def test_it_makes_everything_on_the_device_of_x(kind: str) -> None:
     net = BUILD[kind](conditions=specs_for(kind)).to("meta")
     x, t, told = batch(kind)
@@ -150,7 +150,7 @@ def test_its_fields_are_the_arguments_that_rebuild_it(kind: str) -> None:
     assert torch.equal(net(x, t, **told), again(x, t, **told))
 
 
-@pytest.mark.parametrize("kind", ["unet2", "dit2"])
+@pytest.mark.parametrize("kind", ["unet2", "dit2", "mmdit2"])
 def test_out_channels_may_differ_from_channels(kind: str) -> None:
     net = randomise(BUILD[kind](conditions={}, out_channels=5))
     x, t, _ = batch(kind)

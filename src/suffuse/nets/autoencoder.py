@@ -77,7 +77,8 @@ class Encoder(nn.Sequential):
             for _ in range(blocks):
                 layers.append(Residual(now, width * multiplier, dims))
                 now = width * multiplier
-        layers += [Looking(now, heads)] * bool(heads)
+        if heads:
+            layers.append(Looking(now, heads))
         super().__init__(*layers, Residual(now, now, dims), _norm(now), nn.SiLU(), _conv(dims, now, out))
 
 
@@ -100,7 +101,8 @@ class Decoder(nn.Sequential):
     ) -> None:
         now = width * multipliers[-1]
         layers: list[nn.Module] = [_conv(dims, channels, now), Residual(now, now, dims)]
-        layers += [Looking(now, heads)] * bool(heads)
+        if heads:
+            layers.append(Looking(now, heads))
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for _ in range(blocks):
                 layers.append(Residual(now, width * multiplier, dims))
