@@ -1,5 +1,7 @@
 """Joint denoising where the answer is known: Gaussian views, whose whole is a Gaussian too."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -122,19 +124,56 @@ def test_what_views_disagree_about_falls_as_the_merging_says(merge):
     assert len(left) == 5 and left[0][1].abs().max() > 0.5
 
 
+def _apart(A, shape, y):
+    """How far views y (B, n, *view) are apart where they show the same pixel, at most."""
+    d = int(torch.Size(shape).numel())
+    where = A(torch.arange(d, dtype=worlds.F64).reshape(1, *shape)).long().flatten().expand(len(y), -1)
+    ends = [
+        y.new_zeros(len(y), d).scatter_reduce(1, where, y.flatten(1), how, include_self=False)
+        for how in ("amax", "amin")
+    ]
+    return (ends[0] - ends[1]).max().item()
+
+
+def _views_of(name, schedule="vp"):
+    """Windows, their state, and a prior of them that is no Gaussian."""
+    A, shape = WINDOWS[name]
+    x = A(normal(2, *shape, seed=1))
+    means = normal(2, *x.shape[2:], seed=5)
+    return A, shape, normal(*x.shape, seed=8), oracle.Mixture([0.4, 0.6], means, 0.1, schedule=SCHEDULES[schedule])
+
+
+@pytest.mark.parametrize("t", [0.9, 0.5, 0.1])
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("merge", ["x0", "eps"])
+def test_after_each_merge_beliefs_do_not_disagree_where_views_overlap(merge, name, chunk, t):
+    """To the last bit, whatever was believed before."""
+    A, shape, x, prior = _views_of(name)
+    p = joint.agree(prior, A, merge=merge, chunk=chunk)(x, t)
+    alone = prior(x.flatten(0, 1), t).x0.unflatten(0, x.shape[:2])
+    assert _apart(A, shape, getattr(p, merge)) == 0 and _apart(A, shape, alone) > 0.1
+
+
+@pytest.mark.parametrize("name", WINDOWS)
 @pytest.mark.parametrize(
-    ("state", "merge"), [("views", "x0"), ("views", "x"), ("canonical", "x"), ("canonical", "step")]
+    ("state", "merge"), [("views", "x"), ("views", "step"), ("canonical", "x"), ("canonical", "step")]
 )
-def test_after_merging_views_do_not_disagree_where_they_overlap(state, merge, monkeypatch):
-    """Every state after a merge of x, and what x0 ends with."""
-    A, ends = WINDOWS["crops"][0], []
-    z = normal(2, 3, 1, 4, 5, seed=8) if state == "views" else normal(2, 1, *worlds.CANVAS, seed=8)
-    plain = joint.Views.merge
-    monkeypatch.setattr(joint.Views, "merge", lambda self, y, like: ends.append(y) or plain(self, y, like))
-    joint.sample(MIXTURE, A, z, state=state, merge=merge, sampler=samplers.ddim, steps=5)
-    last = ends[-1]  # the views that the result is merged from
-    assert (last[:, 0, ..., 3:] - last[:, 1, ..., :2]).abs().max() < 1e-12
-    assert (last[:, 1, ..., 3:] - last[:, 2, ..., :2]).abs().max() < 1e-12
+def test_after_each_merge_states_do_not_disagree_where_views_overlap(state, merge, name):
+    """Every state a step leads to, of "x"; every change of it, of "step"; with noise of each view's own, or shared."""
+    A, shape, x, prior = _views_of(name)
+    asked = []
+
+    def watched(x, t, *, to=None):
+        asked.append(x.unflatten(0, (2, -1)))
+        return prior(x, t)
+
+    watched.schedule = prior.schedule
+    z = x if state == "views" else normal(2, *shape, seed=8)
+    joint.sample(watched, A, z, state=state, merge=merge, sampler=samplers.ddpm, steps=5, seed=3)
+    merged = asked[1:] if merge == "x" or state == "canonical" else [b - a for a, b in pairwise(asked)]
+    assert len(merged) == 4 and max(_apart(A, shape, y) for y in merged) < 1e-12
+    assert _apart(A, shape, prior(asked[1].flatten(0, 1), 0.5).x0.unflatten(0, x.shape[:2])) > 0.1
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
@@ -272,6 +311,25 @@ def test_the_identity_view_is_plain_sampling(rule):
             found[f"views {merge}"] = joint.sample(model, one, z[:, None], state="views", merge=merge, **how)
     for name, x in found.items():
         assert (x - plain).abs().max() < 1e-6, name
+
+
+@pytest.mark.parametrize("how", ["average", "pushed", "step"])
+def test_a_wrapped_panorama_of_turned_noise_is_the_panorama_turned(how):
+    """Nothing is an edge: turned by a stride, every window sees what its neighbour saw."""
+    from suffuse import operators as ops
+
+    A, model = ops.Crops(6, 2, (6, 14), wrap=True), sf.Denoiser(Tiny().double(), sf.schedules.Linear())
+    z, rule = normal(2, 1, 6, 14, seed=1), {"sampler": samplers.ddim, "steps": 5}
+
+    def made(z, anchor):
+        if how == "step":
+            return joint.sample(model, A, z, merge="step", **rule)
+        pushed = joint.syncdiffusion(model, A, joint.look, w=0.3, anchor=anchor, chunk=3)
+        return sf.sample(pushed if how == "pushed" else joint.average(model, A), z, **rule)
+
+    turned = made(z.roll(2, -1), 1)
+    torch.testing.assert_close(turned, made(z, 0).roll(2, -1), rtol=1e-9, atol=1e-9)
+    assert (turned - made(z, 0)).abs().max() > 0.1
 
 
 def test_merging_is_weighted_least_squares():

@@ -48,13 +48,15 @@ def test_an_anagram_is_written_with_its_views(run, tmp_path):
     assert torch.equal(rows[1], rows[0].flip((0, 1))), "below, the first picture turned"
 
 
-def test_a_panorama_goes_around(run, tmp_path):
-    """Turned by some windows, a wrapped panorama of the same noise turned is the same: nothing is an edge."""
+def test_a_panorama_goes_around(run, tmp_path, capsys):
+    """Asked to, it has a window wherever one may begin; else the last ends at the edge."""
     out = tmp_path / "p.png"
+    call("panorama", run, "--width", 24, "--steps", 1, "--out", out)
+    assert "from 9 windows" in capsys.readouterr().out
     call("panorama", run, "--width", 24, "--wrap", "--n", 2, "--steps", 2, "--label", 3, "--out", out)
     with Image.open(out) as image:
         assert image.size == ((24 + 2) * 12, (2 * 9 + 1) * 12)
-    assert pictures.read_recipe(out)["wrap"] is True
+    assert pictures.read_recipe(out)["wrap"] is True and "from 12 windows" in capsys.readouterr().out
     call("panorama", run, "--width", 20, "--push", 0.1, "--steps", 2, "--label", 1, 5, "--out", out)
     assert pictures.read_recipe(out)["label"] == [1, 5]
 

@@ -1,5 +1,6 @@
 """What is held grows with the canvas and the chunk, not with the number of windows."""
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
@@ -27,18 +28,27 @@ class Held(TorchDispatchMode):
         return out
 
 
-def _peak(width, chunk=4):
+def _peak(width, how, chunk=4):
     net = sf.nets.UNet(3, width=8, multipliers=(1, 2), blocks=1, attention=())
     model = sf.Denoiser(net, sf.schedules.Linear())
-    made = joint.average(model, ops.Crops(16, 4, (16, width)), chunk=chunk)
-    z = sf.noise((1, 3, 16, width), seed=0)
+    views = ops.Crops(32, 16, (32, width))
+    if how == "pushed":
+        made = joint.syncdiffusion(model, views, joint.look, w=0.1, chunk=chunk)
+    else:
+        made = {"average": joint.average, "collage": joint.collage}[how](model, views, chunk=chunk)
+    z = sf.noise((1, 3, 32, width), seed=0)
     with Held() as held:
         sf.sample(made, z, sampler=samplers.ddim, steps=2)
     return held.peak, z.numel() * z.element_size()
 
 
-def test_a_panorama_eight_times_as_wide_needs_its_canvas_more_and_no_more_windows():
-    (small, canvas), (large, wide) = _peak(64), _peak(512)
-    assert large - small < 12 * (wide - canvas), "states, sums and weights of the canvas, no more"
-    together, _ = _peak(512, chunk=None)
-    assert together > 5 * small, "all windows at once do grow"
+@pytest.mark.parametrize("how", ["average", "pushed", "collage"])
+def test_32_x_2048_needs_what_32_x_256_does_and_its_canvas(how):
+    """Some canvases: the noise, the state, the sum of the windows, their count, the belief; no windows."""
+    (small, canvas), (large, wide) = _peak(256, how), _peak(2048, how)
+    assert large - small < 12 * (wide - canvas)
+
+
+def test_all_windows_at_once_do_grow():
+    (small, canvas), (large, wide) = _peak(256, "average", None), _peak(2048, "average", None)
+    assert large - small > 50 * (wide - canvas)

@@ -28,8 +28,8 @@ from suffuse.training.files import read_tensors, write_json, write_tensors
 __all__ = ["FriezeJudge", "build", "crops", "lesson", "read_judge", "train", "train_judge"]
 
 SHAPE = (3, 32, 32)
-STEPS, BATCH, LR, EMA, DROPOUT, W = 9000, 64, 1.5e-3, 0.999, 0.1, 2.0
-JUDGE_STEPS, JUDGE_SEED = 1500, 5_000_011
+STEPS, BATCH, LR, EMA, DROPOUT, W = 6000, 64, 1.5e-3, 0.999, 0.1, 2.0
+JUDGE_STEPS, JUDGE_SEED = 1200, 5_000_011
 LONGEST = 6
 """Words of the longest caption."""
 
@@ -37,7 +37,7 @@ LONGEST = 6
 def build() -> Denoiser:
     """The untrained model: a small U-Net that predicts the velocity and may be told a text."""
     told: dict[str, Condition] = {"text": nets.Words(VOCABULARY, 96, layers=1)}
-    net = nets.UNet(3, width=48, multipliers=(1, 2, 2), blocks=1, attention=(2,), conditions=told)
+    net = nets.UNet(3, width=40, multipliers=(1, 2, 2), blocks=1, attention=(2,), conditions=told)
     return Denoiser(net, Linear(), predicts="velocity")
 
 
@@ -126,7 +126,7 @@ def train(
 class FriezeJudge(nn.Module):
     """Reads windows (B, 3, 32, 32): one score for "could be of a frieze", four styles, ten colours of the ground."""
 
-    def __init__(self, width: int = 48) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
         w = width
 
