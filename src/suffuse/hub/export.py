@@ -32,9 +32,10 @@ def to_diffusers(
 ) -> None:
     """Write a model so that `DiffusionPipeline.from_pretrained(path)` opens it and samples the same images.
 
-    A network of suffuse is opened by `suffuse.hub.portable`, so suffuse has to be installed where it is opened. It is
-    put on a table of betas exactly (`.on(table)`), whatever it was trained on, and answers eps, or v on a table that
-    ends in pure noise. A network that came from diffusers is written as what it was, into a copy of its folder.
+    A network of suffuse is opened by `suffuse.hub.portable`, which has to be imported first: diffusers imports no
+    module because a file names it. It is put on a table of betas exactly (`.on(table)`), whatever it was trained on,
+    and answers eps, or v on a table that ends in pure noise. A network that came from diffusers is written as what it
+    was, into a copy of its folder.
 
     Args:
         model: with a UNet or DiT of suffuse, or read by `sf.hub.diffusers`.
