@@ -174,8 +174,8 @@ def figure(part: str, kept: dict[str, Any]) -> None:
 
 TITLES = {
     "fractal": "Branches in the plane: accuracy is the share of samples on the asked class (its log density above the "
-    "2 % quantile of real points; 0.98 is real), recall by 3 neighbours in the plane. Plain CFG pushes samples off such "
-    "thin branches: beyond w = 1.5 its accuracy falls here. Autoguidance and steering raise it",
+    "2 % quantile of real points; 0.98 is real), recall by 3 neighbours in the plane. Plain CFG pushes samples off "
+    "such thin branches: beyond w = 1.5 its accuracy falls here. Autoguidance and steering raise it",
     "digits": "Digits: accuracy by the classifier of the recipe, recall in its features",
     "shapes": "Shapes: accuracy is caption match by the held-out judge, recall in its features",
 }
