@@ -205,6 +205,19 @@ def test_inpainting_changes_the_state_between_steps(sd):
     close(other(["a cat"] * 2, **run).images, theirs)
 
 
+def test_what_a_callback_does_to_the_state_is_seen(sd):
+    pipe, model, like = sd
+    scheduler = hub.Scheduler(samplers.dpmpp(order=2), like=like, size=256)
+    theirs = through(
+        pipe, model, scheduler, callback_on_step_end=lambda p, k, t, had: {"latents": 0.9 * had["latents"]}
+    )
+    guided = sf.guide(model.given(text="a cat"), model, 5.0)
+    noise = sf.noise((2, *model.shape), seed=0)
+    for step in sf.run(guided, noise, sampler=samplers.dpmpp(order=2), steps=STEPS):
+        step.x = 0.9 * step.x
+    close(step.x, theirs, 5e-4)
+
+
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_flows(name, tmp_path):
     pipe = {"sd3": folders.sd3, "flux": folders.flux}[name](tmp_path / name, FLOW(use_dynamic_shifting=True))

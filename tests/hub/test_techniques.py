@@ -50,6 +50,16 @@ def told(model, text="a cat"):
 # Taps
 
 
+class Count(torch.overrides.TorchFunctionMode):
+    """How often torch is asked for attention."""
+
+    n = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.n += func is torch.nn.functional.scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("name", BUILD)
 def test_every_attention_can_be_read_and_doing_it_by_hand_changes_nothing(families, name):
     model = told(families(name)[1])
@@ -63,11 +73,13 @@ def test_every_attention_can_be_read_and_doing_it_by_hand_changes_nothing(famili
         return nets.attend(q, k, v, mask, edit=keep)
 
     with torch.no_grad():
-        before = model(x, 0.6).x0
+        with Count() as calls:
+            before = model(x, 0.6).x0
         with nets.tapped(model.net, look) as sites:
             during = model(x, 0.6).x0
         assert torch.equal(model(x, 0.6).x0, before)
     close(during, before)
+    assert len(seen) == calls.n > 1
     assert sorted(site.name for site, _ in seen) == sorted(site.name for site in sites)  # each once, none missed
     for site, p in seen:
         torch.testing.assert_close(p.sum(-1), torch.ones_like(p[..., 0]))
@@ -86,8 +98,8 @@ def test_a_tap_that_breaks_leaves_no_trace(families, name):
         before = model(x, 0.6).x0
         with pytest.raises(RuntimeError, match="broken tap"), nets.tapped(model.net, broken):
             model(x, 0.6)
-        assert torch.equal(model(x, 0.6).x0, before)
         assert torch.overrides._len_torch_function_stack() == 0
+        assert torch.equal(model(x, 0.6).x0, before)
 
 
 def test_prompts_are_what_cross_attention_attends_to(families):

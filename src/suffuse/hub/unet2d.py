@@ -33,7 +33,7 @@ def load(folder: Folder) -> Denoiser:
     Raises:
         ValueError: the network is told sigma instead of an index.
     """
-    if folder.part("unet")[1] == "Network":
+    if folder.part("unet", "UNet2DModel", "Network")[1] == "Network":
         return opened(folder.path / "unet", folder.dtype, folder.device)
     unet = folder.network("unet", require("diffusers").UNet2DModel)
     if unet.config.time_embedding_type != "positional":
