@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import suffuse as sf
-from suffuse import nets
+from suffuse import metrics
 from suffuse.data.shapes import Scenes
 from suffuse.recipes import cascade, latents
 from suffuse.recipes.run import Run
@@ -24,16 +24,18 @@ def codec_run(tmp_path_factory):
     return latents.train_autoencoder(out, **how, estimated=64, perceptual=0.0, adversarial=0.01, ema=0.9, **QUIET)
 
 
+@pytest.mark.slow
 def test_the_codec_learns_and_its_latents_have_unit_variance(codec_run):
     found = json.loads((codec_run.path / "metrics.json").read_text())
     assert 0.9 < found["latent_std"] < 1.1 and abs(found["latent_mean"]) < 0.1
     scenes = Scenes(latents.FRESH, 32)(0, 64).images
-    blank = nets.LatentCodec(nets.Autoencoder(3, 4, 8, (1, 2, 2)))
-    assert found["psnr"]["value"] > latents.measured(blank, scenes)["psnr"]["value"] + 1.5
+    flat = scenes.mean((0, 2, 3), keepdim=True).expand_as(scenes)
+    assert found["psnr"]["value"] > metrics.psnr(flat, scenes).value + 0.5, "more than the best single colour"
     assert latents.measured(load_codec(codec_run.path / "codec"), scenes) == pytest.approx(found, rel=1e-4)
     assert codec_run.shape == (4, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["dit", "mmdit"])
 def test_latents_keep_their_captions_and_the_model_its_codec(codec_run, tmp_path, net):
     how = {"width": 32, "depth": 1, "heads": 2, "steps": 3, "batch_size": 8, "size": 32}
@@ -91,6 +93,7 @@ def test_augmentation_mixes_the_small_picture_with_noise_of_its_row():
         cascade.given(model, low, s=0.7, seed=0)
 
 
+@pytest.mark.slow
 def test_the_upsampler_learns_to_use_the_small_picture_and_keeps_it(tmp_path):
     how = {"size": 32, "width": 8, "multipliers": (1, 2), "steps": 60, "batch_size": 8, "lr": 8e-3, "ema": 0.9}
     made = cascade.train(tmp_path / "run", **how, **QUIET)
