@@ -254,35 +254,6 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(found: dict[str, Any]) -> str:
-    """What is known so far, as tables."""
-    lines = [
-        "# Guidance: accuracy against diversity",
-        "",
-        "Written by `python benchmarks/guidance.py` from what it has measured.",
-    ]
-    for part in (p for p in WORLDS if found.get(p, {}).get("rows")):
-        kept = found[part]
-        names = list(next(iter(kept["rows"].values()))[0])
-        lines += [
-            "",
-            f"## {part}: n = {kept['n']}, {kept['nfe']} evaluations",
-            "",
-            "| technique | " + " | ".join(names) + " |",
-        ]
-        lines.append("|---" * (len(names) + 1) + "|")
-        for technique, rows in kept["rows"].items():
-            for row in sorted(rows, key=lambda row: row["w"]):
-                lines.append(f"| {technique} | " + " | ".join(f"{row[name]:.3g}" for name in names) + " |")
-    for part in (p for p in ("cost", "steps") if p in found):
-        names = list(found[part][0])
-        lines += ["", f"## {part}", "", "| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-        for row in found[part]:
-            told = (row[name] if isinstance(row[name], str) else f"{row[name]:.3g}" for name in names)
-            lines.append("| " + " | ".join(told) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     """Measure what is asked for and not known, and write the page."""
     parse = argparse.ArgumentParser()
