@@ -130,7 +130,7 @@ def test_guidance_batches_and_rows_carry_the_variance():
     p, yes, no = guided(X, 0.4), pos(X, 0.4), neg(X, 0.4)
     assert torch.equal(p.fraction, yes.fraction), "the mean is guided, the variance is the positive's own"
     assert not torch.equal(yes.fraction, no.fraction)
-    torch.testing.assert_close(guide(pos, neg, 1.0)(X, 0.4).fraction, yes.fraction)
+    torch.testing.assert_close(guide(pos, told, 1.0)(X, 0.4).fraction, yes.fraction)
     whole = sample(guided, X, sampler=ddpm_learned, steps=4, grid=_grid, seed=1)
     alone = sample(guided.rows(slice(2, 3)), X[2:3], sampler=ddpm_learned, steps=4, grid=_grid, seed=1, first=2)
     torch.testing.assert_close(alone[0], whole[2], rtol=0, atol=1e-5)

@@ -34,9 +34,11 @@ STEPS, BATCH, LR, EMA, PAIRS = 1080, 64, 5e-4, 0.995, 4096
 """Steps and batch are those that the teacher of digits was trained with."""
 
 
-def student(teacher: Denoiser, adds: str | None = None) -> Denoiser:
+def student(teacher: Denoiser, adds: str | None = None, *, seed: int = 0) -> Denoiser:
     """A model of the teacher's network and weights, with one more condition, a number, that it does not hear yet.
 
+    Args:
+        teacher: what to begin as. adds: the condition's name. seed: of the weights that read it.
     Raises:
         ValueError: the teacher has that condition already: it was distilled before.
     """
@@ -50,7 +52,9 @@ def student(teacher: Denoiser, adds: str | None = None) -> Denoiser:
         raise ValueError(f"the teacher is told {adds!r} already, {why}: distil the model that it was distilled from")
     else:
         about["args"]["conditions"][adds] = nets.spec_to_json(nets.Scalar())
-        net = build(about)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            net = build(about)
         silent = net.told.embedders[-1]  # type: ignore[union-attr, index]
         nn.init.zeros_(silent.embed.second.weight)  # type: ignore[union-attr, arg-type]
         nn.init.zeros_(silent.embed.second.bias)  # type: ignore[union-attr, arg-type]
@@ -115,7 +119,7 @@ def train(
     if made.recipe == "distil":
         raise ValueError(f"{made.path} is a student itself, its guidance would be folded twice: distil its teacher")
     names, teacher, material = how.stages(nfe), made.model(), _material(made, seed)
-    model, seconds, share = student(teacher, how.adds), 0.0, max(1, steps // len(names))
+    model, seconds, share = student(teacher, how.adds, seed=seed), 0.0, max(1, steps // len(names))
     for name in names:
         folder = out / name
         if resume and (folder / "seconds.json").exists():
