@@ -152,14 +152,14 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail, i
     (
         "4 reduction",
         "guidance/cfg.py",
-        "return (no + (yes - no) * w)",
-        "return (no + (yes - no) * (1 + w))",
+        "out = no + (yes - no) * w",
+        "out = no + (yes - no) * (1 + w)",
         "laws/test_reduction.py",
         "the other guidance convention",
     ),
     (
         "4 reduction",
-        "guidance/cfg.py",
+        "guidance/interval.py",
         "(t >= low) & (t <= high)",
         "(t >= low) & (t < high)",
         "laws/test_reduction.py",
