@@ -140,20 +140,20 @@ def stable_diffusion(folder, scheduler, old_tokenizer=True, **config):
     return pipe
 
 
-def sdxl(folder, scheduler):
-    """A Stable Diffusion XL, saved; the pipeline itself is returned."""
+def sdxl(folder, scheduler, deep=False):
+    """A Stable Diffusion XL of two levels, or three as published ones have; saved, and returned."""
     torch.manual_seed(2)
     words = tokenizer(folder.parent / f"{folder.name}-words")
     tokens = transformers.CLIPTokenizer.from_pretrained(folder.parent / f"{folder.name}-words")
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(16, 32),
+        block_out_channels=(16, 32, 32)[: 2 + deep],
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=32,
         attention_head_dim=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * (1 + deep)),
+        up_block_types=(*("CrossAttnUpBlock2D",) * (1 + deep), "UpBlock2D"),
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=12 + 6 * 8,
@@ -171,7 +171,7 @@ def sdxl(folder, scheduler):
     return saved(pipe, folder)
 
 
-def sd3(folder, scheduler, long=True):
+def sd3(folder, scheduler, long=True, channels=4):
     """A Stable Diffusion 3, saved, with T5 or without; the pipeline itself is returned."""
     torch.manual_seed(2)
     words = tokenizer(folder.parent / f"{folder.name}-words")
@@ -180,18 +180,18 @@ def sd3(folder, scheduler, long=True):
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
-        in_channels=4,
+        in_channels=channels,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=2,
         caption_projection_dim=16,
         joint_attention_dim=32,
         pooled_projection_dim=24,
-        out_channels=4,
+        out_channels=channels,
         pos_embed_max_size=16,
     )
     pipe = diffusers.StableDiffusion3Pipeline(
-        vae=vae(shift_factor=0.06, scaling_factor=1.5),
+        vae=vae(shift_factor=0.06, scaling_factor=1.5, latent_channels=channels),
         text_encoder=loud(transformers.CLIPTextModelWithProjection(clip_config(words, projection_dim=12))),
         text_encoder_2=loud(transformers.CLIPTextModelWithProjection(clip_config(words, projection_dim=12))),
         text_encoder_3=encoder,

@@ -101,15 +101,21 @@ def test_two_controlnets_add_up_as_theirs(sd, root):
         hub.controlnet(both, root / "net5", name="depth")
 
 
-def test_an_adapter_steers_as_in_their_pipeline(sd, root):
-    pipe, model = sd
+@pytest.mark.parametrize("family", ["sd", "xl"])
+def test_an_adapter_steers_as_in_their_pipeline(family, sd, root):
     torch.manual_seed(0)
-    net = folders.spread(diffusers.T2IAdapter(3, [16, 32], num_res_blocks=1, downscale_factor=2), 0.3)
-    net.save_pretrained(root / "adapter")
-    parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
-    theirs = diffusers.StableDiffusionAdapterPipeline(**parts, adapter=net, requires_safety_checker=False)
+    if family == "sd":
+        (pipe, model), more = sd, {"requires_safety_checker": False}
+        net, kind = diffusers.T2IAdapter(3, [16, 32], 1, 2), diffusers.StableDiffusionAdapterPipeline
+    else:  # XL's adapters have four levels, from half the latents' size on
+        pipe, more = folders.sdxl(root / "deep", DDIM, deep=True), {}
+        model, kind = hub.diffusers(root / "deep"), diffusers.StableDiffusionXLAdapterPipeline
+        net = diffusers.T2IAdapter(3, [16, 32, 32, 32], 1, 4, adapter_type="full_adapter_xl")
+    folders.spread(net, 0.3).save_pretrained(root / f"{family}-adapter")
+    parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"} | more
+    theirs = kind(**parts, adapter=net)
     theirs.set_progress_bar_config(disable=True)
-    steered = hub.adapter(model, root / "adapter", strength=0.7)
+    steered = hub.adapter(model, root / f"{family}-adapter", strength=0.7)
     noise, options = told(pipe, model)
     image = picture(4)
     mine = sf.sample(guided(steered, adapter=image), noise, sampler=samplers.ddim, grid=leading(model))
@@ -145,9 +151,11 @@ def test_image_to_image(family, request):
     close(mine, want)
 
 
-def test_inpainting_replaces_what_is_known_after_every_step(sd):
-    pipe, model = sd
-    theirs = diffusers.StableDiffusionInpaintPipeline(**pipe.components)
+@pytest.mark.parametrize("family", ["sd", "xl"])
+def test_inpainting_replaces_what_is_known_after_every_step(family, request):
+    pipe, model = request.getfixturevalue(family)
+    kind = {"sd": diffusers.StableDiffusionInpaintPipeline, "xl": diffusers.StableDiffusionXLInpaintPipeline}[family]
+    theirs = kind(**pipe.components, **({} if family == "sd" else {"add_watermarker": False}))
     theirs.set_progress_bar_config(disable=True)
     z = model.codec.encode(picture(5), seed=1).detach()
     mask = torch.zeros(2, 1, 16, 16)

@@ -63,6 +63,42 @@ def test_pixel_model_with_ddim(tmp_path, betas, predicts):
     close(mine, states[-1])
 
 
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
+def test_pixel_model_with_dpmpp(tmp_path, predicts):
+    scheduler = diffusers.DPMSolverMultistepScheduler(prediction_type=predicts, timestep_spacing="leading")
+    pipe = folders.ddpm(tmp_path, scheduler)
+    states = last_states(pipe)
+    theirs = pipe(2, torch.Generator().manual_seed(3), STEPS, output_type="pt").images
+    model = hub.diffusers(tmp_path)
+    noise = torch.randn((2, *model.shape), generator=torch.Generator().manual_seed(3))
+    grid = hub.times(pipe.scheduler, model.schedule)
+    mine = sf.sample(model, noise, sampler=samplers.dpmpp(order=2, weights="paper"), grid=grid)
+    close((mine / 2 + 0.5).clamp(0, 1), theirs)
+    close(mine, states[-1])
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_their_pixel_pipeline_never_scales_for_euler(tmp_path, predicts, monkeypatch):
+    """Fault of the peer: DDPMPipeline asks neither init_noise_sigma nor scale_model_input, which Euler needs."""
+    from diffusers.pipelines.ddpm import pipeline_ddpm
+
+    pipe = folders.ddpm(
+        tmp_path, diffusers.EulerDiscreteScheduler(prediction_type=predicts, timestep_spacing="leading")
+    )
+    model, scheduler, draw = hub.diffusers(tmp_path), pipe.scheduler, pipeline_ddpm.randn_tensor
+    noise = torch.randn((2, *model.shape), generator=torch.Generator().manual_seed(3))
+    run = {"batch_size": 2, "num_inference_steps": STEPS, "output_type": "pt"}
+    default = pipe(generator=torch.Generator().manual_seed(3), **run).images
+    pipe.unet.register_forward_pre_hook(lambda _, args: (scheduler.scale_model_input(*args[:2]), *args[1:]))
+    monkeypatch.setattr(pipeline_ddpm, "randn_tensor", lambda *a, **o: scheduler.init_noise_sigma * draw(*a, **o))
+    states = last_states(pipe)
+    theirs = pipe(generator=torch.Generator().manual_seed(3), **run).images
+    mine = sf.sample(model, noise, sampler=samplers.ddim, grid=hub.times(scheduler, model.schedule))
+    close(mine, states[-1])
+    close((mine / 2 + 0.5).clamp(0, 1), theirs)
+    assert (default - theirs).abs().max() > 0.1
+
+
 class TheirNoise:
     """The noise their scheduler draws, in the order it draws it."""
 
