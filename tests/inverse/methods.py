@@ -28,6 +28,11 @@ MASK = operators.Mask.box(SHAPE[1:], (0, 1, 2, 2))
 WINDOW = operators.Downsample(2, SHAPE[1:], filter="area") @ operators.Flip(-2)
 
 
+def turned(z):
+    """A codec's decoder and encoder that lose nothing: pictures are latents the other way round."""
+    return z.flip(-1)
+
+
 def _as_denoiser(method, sampler, **options):
     def act(model, A, y, sigma, noise, seed, first):
         given = (sigma,) if method in (inverse.pigdm, inverse.mmps, inverse.diffpir) else ()
@@ -51,6 +56,23 @@ METHODS = {
     "ddnm": _as_denoiser(inverse.ddnm, samplers.ddpm),
     "diffpir": _as_denoiser(inverse.diffpir, samplers.ddim(eta=0.5)),
     "flowchef": _as_denoiser(inverse.flowchef, samplers.ddim),
+    "psld": lambda model, A, y, sigma, noise, seed, first: sf.sample(
+        inverse.psld(model, A, y, turned, turned, zeta=0.3),
+        noise,
+        sampler=samplers.ddim(eta=1.0),
+        steps=8,
+        seed=seed,
+        first=first,
+    ),
+    "resample": lambda model, A, y, sigma, noise, seed, first: inverse.resample(
+        model, A, y, noise, sigma, steps=8, every=2, inner=10, seed=seed, first=first
+    ),
+    "flowdps": lambda model, A, y, sigma, noise, seed, first: inverse.flowdps(
+        model, A, y, noise, steps=8, seed=seed, first=first
+    ),
+    "blended": lambda model, A, y, sigma, noise, seed, first: inverse.blended(
+        model, A, y, noise, steps=8, seed=seed, first=first
+    ),
     "ddrm": _as_sampler(inverse.ddrm),
     "ddnm_plus": _as_sampler(inverse.ddnm_plus),
     "repaint": lambda model, A, y, sigma, noise, seed, first: inverse.repaint(

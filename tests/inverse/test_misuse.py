@@ -13,7 +13,7 @@ Y = MASK(WORLD.sample(3, seed=3))
 NOISE = sf.noise((3, *SHAPE), seed=1, dtype=torch.float64)
 HOLE = Y.clone()
 HOLE[0, 0, 0, 0] = torch.nan
-LINEAR_ONLY = {"pigdm", "mmps", "mcg", "ddnm", "ddnm_plus", "ddrm", "diffpir", "repaint"}
+LINEAR_ONLY = {"pigdm", "mmps", "mcg", "ddnm", "ddnm_plus", "ddrm", "diffpir", "repaint", "blended", "psld"}
 
 
 def _raises(kind, message, act):
@@ -93,7 +93,18 @@ def test_no_noise_where_langevin_divides_by_it(name):
     assert METHODS[name](WORLD, MASK, Y, 0.0, NOISE, 5, 0).isfinite().all(), "with a linear operator nothing does"
 
 
-@pytest.mark.parametrize("name", ["pigdm", "mmps", "diffpir", "ddrm", "ddnm_plus", "tds", "daps", "pnpdm"])
+@pytest.mark.parametrize("name", ["pigdm", "diffpir", "ddrm", "ddnm_plus", "daps", "pnpdm", "resample"])
+def test_photons_given_to_a_method_for_gaussian_noise(name):
+    _raises(
+        TypeError,
+        rf"{name} takes Gaussian noise of one standard deviation, got PoissonNoise\(20\): mmps, tds and dps",
+        lambda: METHODS[name](WORLD, MASK, Y, operators.PoissonNoise(20), NOISE, 5, 0),
+    )
+    named = METHODS[name](WORLD, MASK, Y, operators.GaussianNoise(0.2), NOISE, 5, 0)
+    assert torch.equal(named, METHODS[name](WORLD, MASK, Y, 0.2, NOISE, 5, 0)), "sigma may be named"
+
+
+@pytest.mark.parametrize("name", ["pigdm", "mmps", "diffpir", "ddrm", "ddnm_plus", "tds", "daps", "pnpdm", "resample"])
 def test_negative_noise(name):
     _raises(ValueError, "at least 0, got -1", lambda: METHODS[name](WORLD, MASK, Y, -1.0, NOISE, 5, 0))
 
@@ -102,6 +113,17 @@ OTHER = {
     "no operator": (lambda: inverse.ddnm(WORLD, torch.eye(12), Y), TypeError, "must be an operator.* got Tensor"),
     "integers": (lambda: inverse.ddnm(WORLD, MASK, Y.long()), TypeError, "floating-point tensor, got torch.int64"),
     "no next time": (lambda: inverse.dps(WORLD, MASK, Y)(NOISE, 0.5), ValueError, "say to="),
+    "no step": (lambda: inverse.dps(WORLD, MASK, Y)(NOISE, 0.5, to=0.5), ValueError, "from t=0.5 to=0.5 there is no"),
+    "no mask to blend": (
+        lambda: inverse.blended(WORLD, operators.Flip(), Y, NOISE, steps=4, seed=0),
+        TypeError,
+        "what a Mask hides",
+    ),
+    "never": (
+        lambda: inverse.resample(WORLD, MASK, Y, NOISE, 0.1, steps=4, every=0, seed=0),
+        ValueError,
+        "every counts steps, at least 1, got 0",
+    ),
     "no spectrum": (
         lambda: sf.sample(
             WORLD, NOISE, sampler=inverse.ddrm(operators.Rotation(20, SHAPE[1:]), Y, 0.1), steps=3, seed=0

@@ -88,7 +88,7 @@ def test_the_noise_at_the_start_is_no_special_case():
     torch.testing.assert_close(guided(x, 1.0).x0, posterior(x, 1.0).x0, rtol=0, atol=5e-3)
 
 
-@pytest.mark.parametrize("method", ["ddrm", "ddnm", "repaint", "ddnm_plus"])
+@pytest.mark.parametrize("method", ["ddrm", "ddnm", "repaint", "ddnm_plus", "blended"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_known_pixels_of_a_noiseless_mask_are_kept_to_the_last_bit(method, dtype):
     world = mixture()
@@ -224,6 +224,21 @@ def test_dps_is_its_step():
             for m in (inverse.dps(world, A, y, zeta=zeta, eta=eta), world)
         ]
         torch.testing.assert_close(moved[0] - moved[1], -zeta * slope, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("make", [inverse.dps, inverse.mcg, inverse.flowchef])
+@pytest.mark.parametrize("name", ["default", "unipc", "heun", "rk4"])
+def test_pushes_are_the_same_with_stages_and_correctors(make, name):
+    """What a step's end is asked again for is pushed by the same step: with small steps all samplers end alike."""
+    world, y = gaussian(), MASK(gaussian().sample(2, seed=3))
+    noise = sf.noise((2, *SHAPE), seed=1, dtype=torch.float64)
+    pushed = make(world, MASK, y, eta=0.0, **({"scale": 0.01} if make is inverse.flowchef else {"zeta": 0.01}))
+    rule = None if name == "default" else samplers.rules()[name]
+    grid = grids.uniform(world.schedule, 60)
+    want = sf.sample(pushed, noise, sampler=samplers.ddim, grid=grid)
+    got = sf.sample(pushed, noise, sampler=rule, grid=grid)
+    alone = sf.sample(inverse.ddnm(world, MASK, y) if make is inverse.mcg else world, noise, sampler=rule, grid=grid)
+    assert (got - want).norm() < 0.4 * (got - alone).norm(), ((got - want).norm(), (got - alone).norm())
 
 
 def test_flowchef_is_its_step():

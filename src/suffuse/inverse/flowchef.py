@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from suffuse.denoise import Composed, call, denoiser
-from suffuse.inverse.measured import checked, gain, residual
+from suffuse.inverse.measured import Stride, checked, gain, residual
 from suffuse.operators import Operator
 from suffuse.parameterize import Prediction
 
@@ -36,12 +36,13 @@ def flowchef(model: Any, A: Operator, y: Tensor, *, scale: float = 0.1, eta: flo
     """
     A, y = checked("flowchef", A, y, linear=False, gradient=True)
     extra = {"A": A, "scale": scale, "eta": eta}
-    return denoiser(_flowchef, parts=[model], name="flowchef", settings=extra, rows={"y": y}, extra=extra)
+    return denoiser(_flowchef, parts=[model], name="flowchef", settings=extra, rows={"y": y}, extra=extra, state=Stride)
 
 
 def _flowchef(
-    x: Tensor, t: Any, to: Any, model: Any, *, y: Tensor, A: Operator, scale: float, eta: float
+    x: Tensor, t: Any, to: Any, model: Any, *, y: Tensor, A: Operator, scale: float, eta: float, state: Stride
 ) -> Prediction:
     x0 = call(model, x, t, to).x0
-    push = scale * A.vjp(x0, residual(A, x0, y)) / gain(model.schedule, t, to, eta, x, "flowchef")
+    slope = gain(model.schedule, state.begin(t, to), to, eta, x, "flowchef")
+    push = scale * A.vjp(x0, residual(A, x0, y)) / slope
     return Prediction(x, *model.schedule(t, like=x), x0=x0 + push)

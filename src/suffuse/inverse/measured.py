@@ -12,26 +12,42 @@ import torch
 from torch import Tensor
 
 from suffuse.denoise import call
-from suffuse.operators import Affine, LinearOperator, Operator
+from suffuse.operators import Affine, GaussianNoise, LinearOperator, Operator, PoissonNoise
 from suffuse.schedules import Schedule
 
-__all__ = ["Tweedie", "checked", "checked_sigma", "gain", "near", "residual", "tweedie"]
+__all__ = ["Stride", "Tweedie", "checked", "checked_noise", "checked_sigma", "gain", "near", "residual", "tweedie"]
 
 _LOWEST = 1e-3  # alpha/sigma below which E[x0 | x_t] hardly depends on x_t, and its derivative is lost in rounding
 
 
-def checked_sigma(method: str, sigma: float, *, divides: bool = False) -> float:
-    """The standard deviation of the measurement noise.
+def checked_sigma(method: str, sigma: Any, *, divides: bool = False) -> float:
+    """The standard deviation of the measurement noise, a number or a `GaussianNoise`.
 
     Raises:
         ValueError: it is negative or not finite; or 0 for a method that divides by it.
+        TypeError: the noise is not Gaussian of one sigma.
     """
+    if isinstance(sigma, GaussianNoise):
+        sigma = sigma.sigma
+    if not isinstance(sigma, int | float):
+        raise TypeError(
+            f"{method} takes Gaussian noise of one standard deviation, got {sigma!r}: mmps, tds and dps take others"
+        )
     sigma = float(sigma)
     if not (sigma >= 0 and math.isfinite(sigma)):
         raise ValueError(f"sigma, the measurement's noise, must be a number of at least 0, got {sigma:g}")
     if divides and sigma == 0:
         raise ValueError(f"{method} divides by sigma, got 0: give the noise a size, or take ddnm, ddrm or pigdm")
     return sigma
+
+
+def checked_noise(method: str, sigma: Any) -> GaussianNoise | PoissonNoise:
+    """The noise of a measurement for a method that divides by its variance: a model of it, or a standard deviation.
+
+    Raises:
+        ValueError: the standard deviation is not positive. TypeError: neither.
+    """
+    return sigma if isinstance(sigma, PoissonNoise) else GaussianNoise(checked_sigma(method, sigma, divides=True))
 
 
 def checked(method: str, A: Operator, y: Tensor, *, linear: bool = True, gradient: bool = False) -> tuple[Any, Tensor]:
@@ -120,6 +136,34 @@ def tweedie(model: Any, x: Tensor, t: Any, to: Any = None) -> Tweedie:
     return Tweedie(at, x0, alpha, sigma)
 
 
+class Stride:
+    """Where the step to `to` began: per-run state of methods that move the state a step goes to.
+
+    A stage asks within its step and a corrector at the end of it, where `gain` from there would be 0: what they are
+    told counts in the same step, and is pushed as at its beginning.
+    """
+
+    def __init__(self) -> None:
+        self._begin: Any = None
+        self._to: Any = None
+
+    def begin(self, t: Any, to: Any) -> Any:
+        """The time at the beginning of the step to `to`, within which t is asked; t itself where nothing came before.
+
+        A corrector's is the only question of its step: that begins where the last one went to.
+        """
+        if self._to is None or not _equal(to, self._to):
+            self._begin = self._to if _equal(t, to) and self._to is not None else t
+            self._to = to
+        return self._begin
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool((a == b).all())
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+
+
 def gain(schedule: Schedule, t: Any, to: Any, eta: float, like: Tensor, method: str) -> Any:
     """d x_b/d x0 of the step of `ddim(eta)` from t to `to`: alpha_b - sqrt(sigma_b^2 - d^2) alpha_a/sigma_a.
 
@@ -128,6 +172,8 @@ def gain(schedule: Schedule, t: Any, to: Any, eta: float, like: Tensor, method: 
     """
     if to is None:
         raise ValueError(f"{method} moves the state that a step goes to: run it with a sampler, or say to=")
+    if _equal(t, to):
+        raise ValueError(f"{method} moves the state that a step goes to, and from t={t} to={to} there is no step")
     (alpha, sigma), (alpha_b, sigma_b) = schedule(t, like=like), schedule(to, like=like)
     keep = (1 - eta**2 * (1 - (alpha * sigma_b / (alpha_b * sigma)) ** 2)) ** 0.5
     return alpha_b - sigma_b * keep * alpha / sigma

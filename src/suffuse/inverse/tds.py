@@ -4,7 +4,8 @@ twist        p(y | x_t) ~ N(y; A x0(x_t), (sigma^2 + r^2) I),   r^2 = s^2 sigma_
 proposal     a step of ddpm with x0' = x0 + (sigma_t^2/alpha) d log p(y | x_t)/d x_t
 weight       w <- w  p(y | x_b) q(x_b | x_a, x0) / (p(y | x_a) q(x_b | x_a, x0'))
 
-and systematic resampling when the effective number of particles falls below a share of them.
+and systematic resampling when the effective number of particles falls below a share of them. Under Poisson noise the
+twist takes the variance of each count for sigma^2, and the last weight is the counts' own probability.
 
 Approximated: nothing in the limit of many particles and steps, whatever the twist: errors fall like 1/sqrt(particles).
 With few particles one of them soon stands for all: the spread is too small, and modes are lost.
@@ -23,8 +24,8 @@ from torch import Tensor
 from suffuse import grids
 from suffuse.denoise import denoiser
 from suffuse.guidance.particles import resample
-from suffuse.inverse.measured import checked, checked_sigma, residual, tweedie
-from suffuse.operators import Operator
+from suffuse.inverse.measured import checked, checked_noise, residual, tweedie
+from suffuse.operators import GaussianNoise, Operator, PoissonNoise
 from suffuse.parameterize import Prediction
 from suffuse.samplers import ddpm, run
 from suffuse.samplers.learned import Transition
@@ -35,17 +36,17 @@ __all__ = ["tds"]
 class _Twist:
     """The last evaluation: x, x0, the guided x0 and log p(y | x_t), kept so that its weight costs no second one."""
 
-    def __init__(self, model: Any, A: Operator, y: Tensor, sigma: float, spread: float) -> None:
-        self.model, self.A, self.y, self.sigma, self.spread = model, A, y, sigma, spread
+    def __init__(self, model: Any, A: Operator, y: Tensor, noise: GaussianNoise | PoissonNoise, spread: float) -> None:
+        self.model, self.A, self.y, self.noise, self.spread = model, A, y, noise, spread
         self.x: Tensor | None = None
 
     def at(self, x: Tensor, t: float) -> None:
         if x is self.x:
             return
         d = tweedie(self.model, x, t)
-        r, var = residual(self.A, d.x0, self.y), self.sigma**2 + d.variance(self.spread)
-        m = r[0].numel()
-        self.log = -0.5 * r.square().flatten(1).sum(1) / var - 0.5 * m * torch.as_tensor(var, dtype=r.dtype).log()
+        r = residual(self.A, d.x0, self.y)
+        var = (self.noise.variance(self.A(d.x0)) + d.variance(self.spread)) * torch.ones_like(r)
+        self.log = -0.5 * (r.square() / var + var.log()).flatten(1).sum(1)
         self.x, self.x0 = x, d.x0
         self.guided = d.x0 + d.covariance(self.A.vjp(d.x0, r) / var)
 
@@ -63,7 +64,7 @@ def tds(
     A: Operator,
     y: Tensor,
     noise: Tensor,
-    sigma: float,
+    sigma: float | GaussianNoise | PoissonNoise,
     *,
     steps: int | None = None,
     grid: Sequence[float] | Tensor | None = None,
@@ -77,7 +78,7 @@ def tds(
     Args:
         model: the prior, a denoiser. A: any operator with a gradient. y: (G, ...).
         noise: (G K, ...), K particles for each measurement, one measurement after the other.
-        sigma: standard deviation of the measurement's noise, positive.
+        sigma: standard deviation of the measurement's noise, positive; or a `PoissonNoise`.
         steps: of the grid `grids.logsnr`; or grid: falling times.
         seed, first: as for `sf.sample`; `first` counts rows of `noise`.
         spread: s, the standard deviation of the data. threshold: resample below this share of effective particles.
@@ -88,7 +89,7 @@ def tds(
             of noise that are no multiple of those of y.
     """
     A, y = checked("tds", A, y, linear=False, gradient=True)
-    sigma = checked_sigma("tds", sigma, divides=True)
+    law = checked_noise("tds", sigma)
     groups, rows = len(y), len(noise)
     if rows % groups:
         raise ValueError(f"tds takes the same number of particles for each of {groups} measurements, got {rows} rows")
@@ -97,7 +98,7 @@ def tds(
         if steps is None:
             raise ValueError("say how long: steps=100, or a grid of times")
         grid = grids.logsnr(model.schedule, steps)
-    twist = _Twist(model, A, y.to(noise).repeat_interleave(k, 0), sigma, spread)
+    twist = _Twist(model, A, y.to(noise).repeat_interleave(k, 0), law, spread)
     proposal = denoiser(_proposed, parts=[model], name="tds", extra={"twist": twist})
     log_w, x = None, noise
 
@@ -112,8 +113,7 @@ def tds(
             twist.at(x, step.s)
             after = twist.log
         else:
-            r = residual(A, x, twist.y)
-            ratio, after = 0, -0.5 * r.square().flatten(1).sum(1) / sigma**2 - r[0].numel() * torch.tensor(sigma).log()
+            ratio, after = 0, law.log_prob(twist.y, A(x))
         log_w = log_w + (after - before + ratio).reshape(groups, k)
         share = threshold if step.s > 0 else 2.0  # at the end, always
         index, log_w = resample(log_w, share, seed, step=step.k, first=first // k)

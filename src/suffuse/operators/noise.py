@@ -31,11 +31,18 @@ class GaussianNoise:
             shape, seed, stream=_STREAM, first=first, dtype=clean.dtype, device=clean.device
         )
 
+    def variance(self, clean: Tensor) -> float:
+        """Var[y | A(x) = clean], the same everywhere: sigma^2."""
+        return self.sigma**2
+
     def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
         """log p(y | x) up to a constant, (B,), in nats."""
         if self.sigma == 0:
             raise ValueError("without noise p(y | x) has no density: sigma is 0")
         return -0.5 * ((y - clean) / self.sigma).square().flatten(1).sum(1)
+
+    def __repr__(self) -> str:
+        return f"GaussianNoise({self.sigma:g})"
 
 
 class PoissonNoise:
@@ -65,6 +72,16 @@ class PoissonNoise:
             term = term * rate / n
             below = below + term
         return (2 * k / self.peak - 1).to(clean.dtype)
+
+    def __repr__(self) -> str:
+        return f"PoissonNoise({self.peak:g})"
+
+    def variance(self, clean: Tensor) -> Tensor:
+        """Var[y | A(x) = clean] = 2 (clean + 1)/peak, of clean's shape; below half a photon, that of half a photon.
+
+        Linear in A(x): with E[x0 | x_t] for x it is the mean of the variance under p(x0 | x_t).
+        """
+        return 4 / self.peak**2 * self._rate(clean).clamp(min=0.5)
 
     def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
         """log p(y | x) up to a constant, (B,), in nats."""
