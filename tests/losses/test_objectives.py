@@ -232,3 +232,29 @@ def test_annealed_langevin_with_a_learned_score_finds_the_weights_of_far_modes()
 def test_misuse(loss, message):
     with pytest.raises(ValueError, match=message):
         loss(lambda x: x, {"x": torch.zeros(2, 1)})
+
+
+class _Constant(nn.Module):
+    """D(x_t) = d everywhere, said as `predicts` would have it at t = 1, where x_t = eps."""
+
+    def __init__(self, d, predicts):
+        super().__init__()
+        self.d, self.predicts = nn.Parameter(torch.tensor(d)), predicts
+
+    def forward(self, x, t):
+        return self.d.expand(x.shape) if self.predicts == "x0" else x - self.d
+
+
+@pytest.mark.parametrize("predicts", ["x0", "velocity"])
+def test_a_perceptual_part_moves_the_optimum_from_the_mean_towards_its_own(predicts):
+    # x0 is 1 in three rows of ten and else 0. Of pure noise nothing is seen, so D is one number d:
+    # E (x0 - d)^2 is least at the mean, .3, E |x0 - d| at the median, 0, and with half of this added at d = .2
+    x0 = (torch.arange(1000) % 10 < 3).float()[:, None]
+    model = Denoiser(net := _Constant(0.2, predicts), schedules.Linear(), predicts)
+    pure = {"times": lambda n, device: torch.ones(n)}
+    slope = {}
+    for weight in (0.0, 0.5):
+        loss = losses.denoising(model, {"x": x0}, perceptual=lambda a, b, w=weight: w * (a - b).abs()[:, 0], **pure)
+        (slope[weight],) = torch.autograd.grad(loss.mean(), net.d)
+    assert slope[0.0] == pytest.approx(-0.2, abs=1e-5)
+    assert slope[0.5] == pytest.approx(0, abs=1e-5)

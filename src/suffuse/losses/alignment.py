@@ -36,7 +36,7 @@ class Alignment(nn.Module):
 
     def __init__(
         self,
-        loss: Callable[[Any, Mapping[str, Tensor]], Tensor],
+        loss: Callable[..., Tensor],
         sees: Callable[[Tensor], Tensor],
         at: str,
         width: int,
@@ -52,8 +52,8 @@ class Alignment(nn.Module):
         hidden = 2 * width if hidden is None else hidden
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, features))
 
-    def forward(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """(B,) losses, with the arguments of `loss`."""
+    def forward(self, model: Any, batch: Mapping[str, Tensor], **options: Any) -> Tensor:
+        """(B,) losses, with the arguments of `loss`; options are handed to it."""
         net = model if isinstance(model, nn.Module) else model.net
         seen: list[Tensor] = []
         try:
@@ -61,7 +61,7 @@ class Alignment(nn.Module):
         except AttributeError:
             raise ValueError(f"the network {type(net).__name__} has no module {self.at!r} to align") from None
         try:
-            loss = self.loss(model, batch)
+            loss = self.loss(model, batch, **options)
         finally:
             handle.remove()
         if len(seen) != 1:

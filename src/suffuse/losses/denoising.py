@@ -30,6 +30,7 @@ def denoising(
     offset: float = 0.0,
     perturb: float = 0.0,
     logvar: Callable[[Tensor], Tensor] | None = None,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Mean squared error of the network's raw output, by row.
 
@@ -46,6 +47,8 @@ def denoising(
         perturb: eps is hidden under `perturb` times fresh noise in the input, not in the target: training sees states
             as wrong as sampling makes them (Ning et al. 2023, their gamma is 0.1).
         logvar: logsnr -> u, the loss becomes loss / e^u + u, see `Uncertain`.
+        perceptual: (x0, D(x_t)) -> (B,), added: a distance as it is seen, such as `Perceptual`. Squared error hardly
+            asks for what shapes and faces are told by; the price is that D is no longer the mean (Lin & Yang 2023).
     Returns:
         (B,) losses. Randomness is torch's own: `fit` seeds it by (seed, step).
     Raises:
@@ -53,7 +56,10 @@ def denoising(
     """
     model, x0, eps, x, t = corrupt(model, batch, times, dropout, coupling, offset, perturb)
     out, alpha, sigma, row = model.output(x, t)
-    return error(model, out, x0, eps, t, alpha, sigma, row, weight, logvar)
+    loss = error(model, out, x0, eps, t, alpha, sigma, row, weight, logvar)
+    if perceptual is None:
+        return loss
+    return loss + perceptual(x0, model.parameterization.read(out, x, alpha, sigma, row).x0)
 
 
 def corrupt(

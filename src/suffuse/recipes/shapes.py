@@ -41,6 +41,8 @@ STEPS: dict[str, int] = {"dit": 16_000, "unet": 12_000}
 BATCH, LR, LR_MATRICES, EMA, DROPOUT = 64, 1.5e-3, 5e-3, 0.999, 0.1
 NOISIER = 0.7
 """Mean of logit(t): flat regions keep their colour far into the noise, and only there a caption tells anything new."""
+READ = 0.02
+"""Weight of what the judge in use does not read in D(x_t): squared error alone learns ragged shapes."""
 ALIGNED = {"dit": ("blocks.2", 192), "unet": ("middle.0", 192)}
 """The module that learns to say what the judge in use sees in each of its 8 x 8 cells, and its channels."""
 W, EVALUATIONS, ASKED = 3.0, 20, 2000
@@ -133,6 +135,7 @@ def train(
             "net": net,
             "dropout": dropout,
             "noisier": NOISIER,
+            "read": READ,
             "aligned": list(ALIGNED[net]),
         },
         compile=compile,
@@ -149,7 +152,10 @@ def train(
 
 
 class _Loss(nn.Module):
-    """Draw the scenes asked for, denoise them told their captions, and align to the judge in use.
+    """Draw the scenes asked for, and denoise them told their captions so that the judge in use reads them.
+
+    The judge helps twice: hidden tokens are aligned to what it sees in the scene, and D(x_t) is charged with what it
+    cannot read there.
 
     Args:
         seed: of the scenes. dropout: how often the caption is withheld. text: how it is told.
@@ -164,11 +170,14 @@ class _Loss(nn.Module):
             shared = judge.features(Scenes(0)(0, 512).images)[0].mean((0, 2, 3), keepdim=True)
         loss = partial(losses.denoising, times=partial(losses.logit_normal, mean=NOISIER), dropout=dropout)
         self.aligned = losses.Alignment(loss, lambda x: judge.features(x)[0] - shared, *aligned, shared.shape[1])
+        # In a tuple, out of the reach of parameters(): the judge is not trained.
+        self._judge = (judge,)
 
     def forward(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """(B,) losses of the scenes numbered batch["item"]."""
         drawn = self.scenes[batch["item"]]
-        return self.aligned(model, {"x": drawn.images, "text": self.text.ids(drawn.captions, length=WORDS)})
+        batch = {"x": drawn.images, "text": self.text.ids(drawn.captions, length=WORDS)}
+        return self.aligned(model, batch, perceptual=lambda _x0, x: READ * self._judge[0].loss(x, drawn.attributes))
 
 
 def evaluate(made: Run, out: Path, *, n: int = ASKED, nfe: int = EVALUATIONS, w: float = W, seed: int = 1) -> Any:
