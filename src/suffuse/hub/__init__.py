@@ -25,6 +25,7 @@ from suffuse.hub.lora import lora, save_lora
 from suffuse.hub.research import load
 from suffuse.hub.schedule import times
 from suffuse.hub.scheduler import Scheduler
+from suffuse.hub.split import split
 from suffuse.hub.tensors import tensors
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "load",
     "lora",
     "save_lora",
+    "split",
     "tensors",
     "times",
     "to_diffusers",

@@ -52,8 +52,9 @@ class KLCodec:
     def tiled(self, size: int, overlap: int) -> KLCodec:
         """The same codec, working on one square tile at a time, so that memory does not grow with the picture.
 
-        Neighbours are blended linearly where they overlap. Each tile is normalised and attended to by itself, so the
-        result is not that of the whole: differences shrink with larger tiles.
+        Neighbours are blended linearly over the middle half of their overlap: a network that looks no further than a
+        quarter of it makes what it makes of the whole. Norms and attention look at all of a tile, so that a real
+        autoencoder's result is not quite that of the whole: differences shrink with larger tiles.
 
         Args:
             size: side of a tile, in latents. overlap: of two neighbours, in latents.
@@ -112,9 +113,9 @@ def _spans(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _ramp(begin: int, end: int, length: int, overlap: int, scale: int) -> Tensor:
-    """The weight of a tile along one side: rising and falling over the overlap, except at the edges of the whole."""
+    """The weight of a tile along one side: rising over the middle half of the overlap, 1 at the edges of the whole."""
     n, o = (end - begin) * scale, max(overlap * scale, 1)
     at = torch.arange(n) + 0.5
-    up = torch.ones(n) if begin == 0 else (at / o).clamp(max=1)
-    down = torch.ones(n) if end == length else ((n - at) / o).clamp(max=1)
+    up = torch.ones(n) if begin == 0 else (2 * at / o - 0.5).clamp(0, 1)
+    down = torch.ones(n) if end == length else (2 * (n - at) / o - 0.5).clamp(0, 1)
     return up * down
