@@ -36,7 +36,9 @@ __all__ = [
     "Denoiser",
     "Prediction",
     "__version__",
+    "adapters",
     "cached",
+    "control",
     "data",
     "denoise",
     "denoiser",
@@ -69,6 +71,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from suffuse import (
+        adapters,
+        control,
         data,
         denoise,
         fields,

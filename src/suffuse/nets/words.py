@@ -16,12 +16,12 @@ __all__ = ["Words", "words"]
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in small letters and without commas and full stops.
+    """The words of a text, in small letters and without commas and full stops; "[v]" is one.
 
     Raises:
         ValueError: there is none.
     """
-    found = re.findall(r"[a-z]+|[^a-z\s,.]+", text.lower())
+    found = re.findall(r"\[[a-z]+\]|[a-z]+|[^a-z\s,.]+", text.lower())
     if not found:
         raise ValueError("a caption needs words, got an empty one; to say nothing, leave the condition out")
     return found
