@@ -16,15 +16,6 @@ Labels = Annotated[tuple[int, ...], arg(metavar="INT...")]
 Prompts = Annotated[tuple[str, ...], arg(metavar="TEXT...")]
 
 
-def _told(made: Any, rows: int, label: tuple[int, ...], prompt: tuple[str, ...], w: float | None) -> tuple[Any, float]:
-    """The model of a run told labels and prompts for this many rows, in turn, and guided; and the scale."""
-    from suffuse.recipes.draw import _scale, _told
-
-    recipe = {"n": rows, "label": list(label), "prompt": list(prompt), "any_words": False, "w": w}
-    recipe["w"] = _scale(recipe, made)
-    return _told(recipe, made.model()), recipe["w"]
-
-
 def _pictures(made: Any, command: str) -> tuple[int, int]:
     if len(made.shape) != 3:
         raise ValueError(f"{command} needs a model of pictures (C, H, W), {made.path} makes data of shape {made.shape}")
@@ -68,7 +59,7 @@ class Panorama:
         """Sample."""
         from suffuse import joint, noise, pictures, sample
         from suffuse.operators import Crops
-        from suffuse.recipes.draw import stamp
+        from suffuse.recipes.draw import stamp, told
         from suffuse.recipes.run import Run
 
         made = Run.open(self.run)
@@ -79,15 +70,15 @@ class Panorama:
         if self.n < 1:
             raise ValueError(f"--n must be at least 1, got {self.n}")
 
-        def along(told: tuple[Any, ...]) -> tuple[Any, ...]:
+        def along(said: tuple[Any, ...]) -> tuple[Any, ...]:
             """What each window is told, by where its middle lies."""
-            if len(told) < 2:
-                return told
+            if len(said) < 2:
+                return said
             middle = [(left + size[1] / 2) % canvas[1] / canvas[1] for _, left in views.corners]
-            return tuple(told[int(at * len(told))] for at in middle)
+            return tuple(said[int(at * len(said))] for at in middle)
 
         rows = self.n * count
-        denoiser, w = _told(made, rows, along(self.label), along(self.prompt), self.w)
+        denoiser, w = told(made, rows, along(self.label), along(self.prompt), self.w)
         if self.push:
             anchor = min(range(count), key=lambda k: abs(views.corners[k][1] + size[1] / 2 - canvas[1] / 2))
             model = joint.syncdiffusion(denoiser, views, joint.look, w=self.push, anchor=anchor, chunk=self.chunk)
@@ -135,20 +126,20 @@ class Anagram:
         import torch
 
         from suffuse import joint, noise, pictures, sample
-        from suffuse.recipes.draw import stamp
+        from suffuse.recipes.draw import stamp, told
         from suffuse.recipes.run import Run
 
         made = Run.open(self.run)
         size = _pictures(made, "anagram")
         views = [joint.view(name, size) for name in self.views]
-        for name, told in (("label", self.label), ("prompt", self.prompt)):
-            if told and len(told) != len(views):
-                raise ValueError(f"--{name} has {len(told)} values for {len(views)} views: give each view its own")
+        for name, said in (("label", self.label), ("prompt", self.prompt)):
+            if said and len(said) != len(views):
+                raise ValueError(f"--{name} has {len(said)} values for {len(views)} views: give each view its own")
         if not self.label and not self.prompt:
             raise ValueError("an anagram is told what to show in each view: give --label or --prompt")
         if self.n < 1:
             raise ValueError(f"--n must be at least 1, got {self.n}")
-        denoiser, w = _told(made, self.n * len(views), self.label, self.prompt, self.w)
+        denoiser, w = told(made, self.n * len(views), self.label, self.prompt, self.w)
         x = sample(joint.anagram(denoiser, views), noise((self.n, *made.shape), self.seed), steps=self.steps)
         recipe = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
         about = recipe | {"w": w, "made by": "suffuse anagram"} | stamp(made)
@@ -189,7 +180,7 @@ class Texture:
     def __call__(self) -> None:
         """Paint."""
         from suffuse import fields, pictures
-        from suffuse.recipes.draw import stamp
+        from suffuse.recipes.draw import stamp, told
         from suffuse.recipes.paint import paint, windows_of
         from suffuse.recipes.run import Run
 
@@ -201,7 +192,7 @@ class Texture:
             raise ValueError("a texture is told one thing: give one --label or --prompt")
         mesh = fields.read_mesh(self.mesh).centred()
         seen = windows_of(mesh, fields.orbit(self.views), window=size[0], size=self.size, texture=self.texture)
-        denoiser, w = _told(made, seen.n or 1, self.label, self.prompt, self.w)
+        denoiser, w = told(made, seen.n or 1, self.label, self.prompt, self.w)
         image, share = paint(denoiser, seen, made.shape, steps=self.steps, chunk=self.chunk, seed=self.seed)
         fields.write_mesh(mesh, image, self.out)
         recipe = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}

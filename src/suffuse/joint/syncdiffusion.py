@@ -94,9 +94,9 @@ def _synced(
     if not 0 <= anchor < n:
         raise ValueError(f"the anchor must be one of {n} views, got number {anchor}")
     time = _one(t)
-    pushes = w > 0 and between[0] <= time <= between[1] and near(model.schedule, time) == time
+    ends = to is not None and _one(to) == time  # a corrector asks where its step ends already
+    pushes = w > 0 and between[0] <= time <= between[1] and near(model.schedule, time) == time and not ends
     slope = gain(model.schedule, time, to, eta, z, "syncdiffusion") if pushes else 1.0
-    pushes = pushes and slope > 1e-6  # a corrector asks where its step ends already
     target = asked(model, views.part(anchor, anchor + 1)(z), t, to, anchor, n).x0.detach() if pushes else z
 
     def ask(i: int, j: int) -> Tensor:

@@ -11,7 +11,7 @@ from suffuse.recipes.run import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["draw", "recipe_of", "sample_many", "stamp"]
+__all__ = ["draw", "recipe_of", "sample_many", "stamp", "told"]
 
 BATCH = 256
 
@@ -91,13 +91,13 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
     if n < 1:
         raise ValueError(f"--n must be at least 1, got {n}")
     rule = _rule(recipe)
-    recipe = recipe | {"w": _scale(recipe, made)}
-    denoiser = _told(recipe, made.model())
+    labels, prompts = recipe["label"], recipe.get("prompt", [])
+    denoiser, w = told(made, n, labels, prompts, recipe["w"], any_words=recipe["any_words"])
     spacing = None if recipe["grid"] is None else getattr(grids, recipe["grid"])
     x = sample_many(denoiser, n, made.shape, recipe["seed"], sampler=rule, steps=recipe["steps"], grid=spacing)
     columns = max(1, round(n**0.5))
     sheet = pictures.grid(x, columns, scale=max(1, 48 // made.shape[-1]))
-    pictures.save_png(sheet, out, recipe | stamp(made))
+    pictures.save_png(sheet, out, recipe | {"w": w} | stamp(made))
 
 
 def _rule(recipe: dict[str, Any]) -> Any:
@@ -113,44 +113,49 @@ def _rule(recipe: dict[str, Any]) -> Any:
     return None
 
 
-def _scale(recipe: dict[str, Any], made: Run) -> float:
-    w = recipe["w"]
-    if w is None:
-        return float(made.settings.get("w", 1.0)) if recipe.get("prompt") or recipe["label"] else 1.0
-    return float(w)
+def told(
+    made: Run, n: int, labels: Sequence[int], prompts: Sequence[str], w: float | None, *, any_words: bool = False
+) -> tuple[Any, float]:
+    """The model of a run told labels and prompts for n rows, in turn, and guided; and the scale.
 
-
-def _told(recipe: dict[str, Any], model: Any) -> Any:
-    """The model told its labels and prompts, in turn, and guided."""
+    Args:
+        w: guidance scale; None is the run's own if it is told anything, else 1, which is off.
+        any_words: leave out words that the model does not know.
+    Raises:
+        ValueError: numbers of labels and prompts that differ; what the model is not told, or has no null for.
+    """
     import torch
 
     from suffuse import guide
 
-    n, prompts, labels = recipe["n"], recipe.get("prompt", []), recipe["label"]
+    model = made.model()
+    if w is None:
+        w = made.settings.get("w", 1.0) if prompts or labels else 1.0
+    w = float(w)
     if prompts and labels and len(prompts) != len(labels):
         raise ValueError(f"--prompt has {len(prompts)} values and --label {len(labels)}: give as many of both")
-    told: dict[str, Any] = {}
+    said: dict[str, Any] = {}
     if labels:
-        told["label"] = torch.tensor([labels[i % len(labels)] for i in range(n)])
+        said["label"] = torch.tensor([labels[i % len(labels)] for i in range(n)])
     if prompts:
         words = model.conditions.get("text")
         if words is None:
             takes = ", ".join(model.conditions) or "no conditions"
             raise ValueError(f"this model is not told text: it takes {takes}")
-        if recipe["any_words"]:
+        if any_words:
             prompts = [words.known(text) for text in prompts]
         ids = words.ids(prompts, "--prompt")
-        told["text"] = ids[torch.arange(n) % len(ids)]
-    denoiser = model.given(**told) if told else model
-    if recipe["w"] == 1.0:
-        return denoiser
+        said["text"] = ids[torch.arange(n) % len(ids)]
+    denoiser = model.given(**said) if said else model
+    if w == 1.0:
+        return denoiser, w
     blank = [name for name, spec in model.conditions.items() if not getattr(spec, "optional", True)]
     if blank:
         raise ValueError(
-            f"w={recipe['w']:g} needs a negative, and this model has no null {blank[0]!r}: train it "
+            f"w={w:g} needs a negative, and this model has no null {blank[0]!r}: train it "
             "with label dropout, or leave out --w"
         )
-    if not told:
+    if not said:
         needed = " or ".join(f"--{ {'text': 'prompt'}.get(name, name) }" for name in model.conditions) or "a condition"
-        raise ValueError(f"w={recipe['w']:g} guides towards what the model is told: say what with {needed}")
-    return guide(denoiser, model, recipe["w"])
+        raise ValueError(f"w={w:g} guides towards what the model is told: say what with {needed}")
+    return guide(denoiser, model, w), w
