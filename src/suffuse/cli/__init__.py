@@ -12,7 +12,9 @@ from suffuse.cli.distil import Distil
 from suffuse.cli.doctor import Doctor
 from suffuse.cli.edit import Edit
 from suffuse.cli.joint import Anagram, Panorama, Texture
+from suffuse.cli.personalise import Personalise
 from suffuse.cli.pictures import Reproduce, Sample
+from suffuse.cli.restore import Fill, Restore
 from suffuse.cli.runs import Demo, Evaluate, Info
 from suffuse.cli.samplers import Samplers
 from suffuse.cli.train import Train
@@ -25,6 +27,9 @@ Command = (
     | Annotated[Distil, subcommand("distil")]
     | Annotated[Sample, subcommand("sample")]
     | Annotated[Edit, subcommand("edit")]
+    | Annotated[Restore, subcommand("restore")]
+    | Annotated[Fill, subcommand("fill")]
+    | Annotated[Personalise, subcommand("personalise")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Doctor, subcommand("doctor")]

@@ -1,0 +1,184 @@
+"""`suffuse restore` and `fill`: what is known stays as it is, and what was asked is what was measured."""
+
+import pytest
+import torch
+
+from suffuse import cli, nets, operators, pictures
+from suffuse.denoise import Denoiser
+from suffuse.recipes import restore
+from suffuse.recipes.run import Run
+from suffuse.schedules import Linear
+from suffuse.training import save
+from suffuse.training.files import read_json
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose network is small and untrained, but hears its label."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        net = nets.UNet(1, 8, (1, 2), 1, (), conditions={"label": nets.Label(10)})
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(0.1 * torch.randn_like(p))
+    out = tmp_path_factory.mktemp("run")
+    save(Denoiser(net, Linear(), predicts="velocity"), out / "model")
+    Run(out, "digits", (1, 8, 8), {}, 0.0).write()
+    return out
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("image") / "eight.png"
+    pictures.save_png(pictures.grid(_picture(), 1, gap=0), path)
+    return path
+
+
+def _picture(side=8):
+    at = torch.arange(side * side).reshape(1, 1, side, side).float()
+    return (37 * at % 256) / 127.5 - 1
+
+
+def call(*args):
+    cli.main([str(a) for a in args])
+
+
+def _pixels(path):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return torch.frombuffer(bytearray(image.convert("L").tobytes()), dtype=torch.uint8).reshape(image.size[::-1])
+
+
+def test_what_was_not_measured_away_comes_back_to_the_last_bit(run, image, tmp_path):
+    """The identity, without noise: the restored picture has the bytes of the old one."""
+    out = tmp_path / "same.png"
+    call("restore", image, "--operator", "identity", "--sigma", 0, "--method", "ddnm", "--model", run, "--nfe", 3,
+         "--n", 2, "--out", out)  # fmt: skip
+    assert torch.equal(_pixels(tmp_path / "same.after.png"), _pixels(image))
+    told = pictures.read_recipe(out)
+    assert told["shown"] == "before, measurement, samples" and told["made by"] == "suffuse restore"
+    assert read_json(tmp_path / "same.png.json") == told
+    assert _pixels(out).shape == (12 * (8 + 2 * 2), 12 * (4 * 10 + 2))
+
+
+def test_a_picture_may_be_its_own_measurement(run, tmp_path, capsys):
+    """A small picture is enlarged to one that, made small again, is nearly the same."""
+    small = tmp_path / "small.png"
+    pictures.save_png(pictures.grid(0.6 * _picture(4), 1, gap=0), small)
+    call("restore", small, "--operator", "downsample:2", "--sigma", 0, "--method", "ddnm", "--measured", "--model", run,
+         "--nfe", 4, "--n", 1, "--out", tmp_path / "large.png")  # fmt: skip
+    after = _pixels(tmp_path / "large.after.png").float()[None, None] / 127.5 - 1
+    again = operators.Downsample(2, (8, 8))(after)
+    y = _pixels(small).float() / 127.5 - 1
+    both = torch.stack([again.flatten(), y.flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.95, "equal, but for what was clipped"
+    assert pictures.read_recipe(tmp_path / "large.png")["shown"] == "measurement, samples"
+    assert "PSNR" not in capsys.readouterr().out
+
+
+def test_a_canvas_larger_than_the_model_is_restored_in_windows(run, tmp_path):
+    large = tmp_path / "canvas.png"
+    pictures.save_png(pictures.grid(_picture(16), 1, gap=0), large)
+    for seed in (0, 1):
+        call("restore", large, "--operator", "random:0.5", "--method", "repaint", "--model", run, "--size", 16,
+             "--sigma", 0, "--nfe", 10, "--n", 1, "--seed", seed, "--out", tmp_path / f"c{seed}.png")  # fmt: skip
+    a, b = (_pixels(tmp_path / f"c{seed}.after.png") for seed in (0, 1))
+    known = operators.Mask.random((16, 16), keep=0.5, seed=0).known
+    assert torch.equal(a[known], _pixels(large)[known])
+    assert (a != b)[~known].float().mean() > 0.5
+
+
+@pytest.mark.parametrize("method", restore.FILLS)
+def test_fill_changes_what_is_white_in_the_mask_and_nothing_else(method, run, image, tmp_path):
+    hole = torch.zeros(8, 8, dtype=torch.bool)
+    hole[2:6, 3:8] = True
+    mask = tmp_path / "mask.png"
+    pictures.save_png(pictures.grid(hole[None, None] * 2.0 - 1, 1, gap=0), mask)
+    how = ["--model", run, "--method", method, "--nfe", 6, "--n", 1, "--label", 3]
+    call("fill", image, "--mask", mask, *how, "--out", tmp_path / "a.png")
+    call("fill", image, "--box", 2, 3, 4, 5, *how, "--out", tmp_path / "b.png")
+    before, a, b = _pixels(image), _pixels(tmp_path / "a.after.png"), _pixels(tmp_path / "b.after.png")
+    assert torch.equal(a[~hole], before[~hole])
+    assert (a != before)[hole].float().mean() > 0.7
+    assert torch.equal(a, b), "a mask and a box are two ways to say it"
+
+
+def test_a_picture_grows_beyond_its_edges(run, image, tmp_path):
+    call("fill", image, "--grow", 4, "--model", run, "--nfe", 5, "--n", 1, "--out", tmp_path / "grown.png")
+    grown = _pixels(tmp_path / "grown.after.png")
+    assert grown.shape == (16, 16) and torch.equal(grown[4:12, 4:12], _pixels(image))
+    assert grown[:4].float().std() > 5
+
+
+def test_the_label_is_heard(run, image, tmp_path):
+    made = []
+    for label in (1, 8):
+        call("fill", image, "--box", 0, 0, 8, 6, "--model", run, "--nfe", 6, "--n", 1, "--label", label, "--w", 3,
+             "--out", tmp_path / f"{label}.png")  # fmt: skip
+        made.append(_pixels(tmp_path / f"{label}.after.png").float())
+    assert (made[0] - made[1]).abs().max() > 10
+
+
+def test_operators_are_named_as_they_act():
+    """The part on the right acts first, and every name means the operator it says."""
+    x = _picture(16)
+    A = restore.operator("downsample:2 @ blur:1.0", (16, 16))
+    want = operators.Downsample(2, (16, 16))(operators.GaussianBlur(1.0)(x))
+    torch.testing.assert_close(A(x), want, rtol=0, atol=0)
+    assert torch.equal(restore.operator("box:1,2,3,4", (16, 16))(x), operators.Mask.box((16, 16), (1, 2, 3, 4))(x))
+    said = {"motion": "5,30", "text": "a", "random": "0.3", "radon": "4", "fourier": "0.5", "phase": "2", "hdr": "1.5"}
+    for name, (kinds, _) in restore.OPERATORS.items():
+        rest = said.get(name, {0: "", 1: "2", 4: "1,2,3,4"}.get(len(kinds)))
+        colours = 3 if name == "grey" else 1
+        y = restore.operator(f"{name}:{rest}" if rest else name, (16, 16))(x.expand(2, colours, 16, 16))
+        assert y.shape[0] == 2 and y.abs().max() > 0
+
+
+def test_a_seam_is_a_jump_along_the_edge_of_the_hole():
+    """1 where the edge of the mask is like anywhere else; 4 where the picture jumps four times as much there."""
+    known = operators.Mask.box((16, 16), (4, 4, 8, 8)).known
+    slope = (torch.arange(16.0)[:, None] + torch.arange(16.0)).expand(2, 1, 16, 16) / 32
+    torch.testing.assert_close(restore.seams(slope, known), torch.ones(2))
+    cut = torch.where(known, slope, slope + 4 / 32)
+    ratio = restore.seams(cut, known)
+    assert 3.9 < ratio[0] < 4.1 and ratio[0] == ratio[1], "|1 + 4| on two sides, |1 - 4| on two: 4 on average"
+
+
+MISUSED = {
+    "unknown operator": (["restore", "IMAGE", "--operator", "fog:2"], "unknown operator 'fog'"),
+    "too many values": (["restore", "IMAGE", "--operator", "blur:2,3"], "blur takes 1 values after a colon"),
+    "no number": (["restore", "IMAGE", "--operator", "blur:much"], "blur takes float after a colon"),
+    "does not fit": (["restore", "IMAGE", "--operator", "grey"], "Greyscale mixes 3 channels"),
+    "box outside": (["restore", "IMAGE", "--operator", "box:4,4,8,8"], "does not lie within 8 x 8"),
+    "nonlinear": (["restore", "IMAGE", "--operator", "hdr:2"], "pigdm needs a linear operator"),
+    "sigma 0": (
+        ["restore", "IMAGE", "--operator", "blur:1", "--method", "mmps", "--sigma", "0"],
+        "mmps divides by sigma",
+    ),
+    "no picture": (["restore", "NOPE", "--operator", "blur:1"], "No such file"),
+    "not a picture": (["restore", "TEXT", "--operator", "blur:1"], "is not a picture that can be read"),
+    "no measurement": (
+        ["restore", "IMAGE", "--operator", "radon:5", "--measured"],
+        "does not measure square pictures",
+    ),
+    "small canvas": (["restore", "IMAGE", "--operator", "blur:1", "--size", "4"], "a canvas is at least that, got 4"),
+    "nothing to fill": (["fill", "IMAGE"], "one of --mask, --box and --grow"),
+    "two to fill": (["fill", "IMAGE", "--grow", "2", "--box", "1", "1", "2", "2"], "one of --mask, --box and --grow"),
+    "all to fill": (["fill", "IMAGE", "--box", "0", "0", "8", "8"], "the mask hides 64 of 64"),
+    "half a box": (["fill", "IMAGE", "--box", "0", "0", "8"], "got 3 numbers"),
+    "no text": (["fill", "IMAGE", "--grow", "2", "--prompt", "a red circle"], "not told text"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSED)
+def test_misuse_is_one_sentence_and_exit_code_2(name, run, image, tmp_path, capsys):
+    args, message = MISUSED[name]
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    where = {"IMAGE": image, "NOPE": tmp_path / "nope.png", "TEXT": text}
+    with pytest.raises(SystemExit) as stopped:
+        call(*[where.get(a, a) for a in args], "--model", run, "--nfe", 2, "--out", tmp_path / "out.png")
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in said and "Traceback" not in said, said
+    assert not (tmp_path / "out.png").exists()
