@@ -1,6 +1,8 @@
 """Out: folders that diffusers opens, samplers as its schedulers, networks as ONNX."""
 
+import importlib
 import json
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,6 @@ from suffuse.training.files import ModelFileError
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-import suffuse.hub.portable  # noqa: E402  (diffusers imports no module because a file names it)
 from tests.hub import folders  # noqa: E402
 from tests.hub.test_families import DDIM, FLOW, TABLE  # noqa: E402
 from tests.hub.test_parity import close  # noqa: E402
@@ -65,6 +66,16 @@ def test_a_model_trained_here_opens_in_diffusers_and_draws_the_same(digits, tmp_
     again = hub.diffusers(tmp_path / "out")
     assert again.shape == (1, 8, 8) and again.schedule == schedules.Linear()
     assert torch.equal(again.given(label=labels)(noise, 0.4).x0, digits.given(label=labels)(noise, 0.4).x0)
+
+
+def test_another_process_is_told_what_to_import(digits, tmp_path):
+    """diffusers imports no module because a file names it; its own words say which one it wants."""
+    hub.to_diffusers(digits, tmp_path / "out", shape=(1, 8, 8))
+    assert sys.modules.pop("suffuse.hub.portable", None) is not None  # this process has it: to_diffusers saw to that
+    with pytest.raises(ValueError, match=r"import suffuse\.hub\.portable before calling"):
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    importlib.import_module("suffuse.hub.portable")
+    diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
 
 
 def test_what_diffusers_saves_again_still_opens(digits, tmp_path):

@@ -66,6 +66,7 @@ def diffusers(
     device: Any = None,
     size: tuple[int, int] | None = None,
     offload: str | None = None,
+    like: str | os.PathLike[str] | None = None,
 ) -> Denoiser:
     """A model saved in diffusers' pipeline format, as a denoiser.
 
@@ -74,13 +75,15 @@ def diffusers(
 
     Args:
         path: a local folder with a model_index.json, or the name of a model in the Hugging Face cache, such as
-            "stabilityai/stable-diffusion-2-1"; nothing is ever downloaded.
+            "stabilityai/stable-diffusion-2-1"; nothing is ever downloaded. Or a checkpoint in one file, with `like`.
         dtype: of every network in it; None is float32. Text encoders and codec are frozen.
         device: where the networks go; None is the CPU.
         size: (height, width) in pixels; None is the size it was trained for. It sets `.shape` and, for models whose
             noise levels depend on the size (Flux), the schedule's shift.
         offload: what stays on the CPU until it is used: None (nothing), "parts" (text encoders and codec), or
             "layers" (also the network, a layer at a time: slow, and the smallest).
+        like: for one file: a folder as above, whose configs and tokenizers say what it is. Parts that the file does
+            not hold are read from there; its other weights are not looked at, and may be missing.
     Returns:
         A denoiser with `.shape` of one item (C, H, W), `.codec` (None where there are no latents) and the conditions
         of its family: `text=` (str, or a list with one a row), `label=`, `size=`, `guidance=`, `inpaint=`, `control=`.
@@ -89,7 +92,7 @@ def diffusers(
         ValueError: a pipeline, part, schedule or prediction type that is not supported.
         ImportError: the extra is not installed.
     """
-    folder = Folder(path, dtype or torch.float32, device, size, offload)
+    folder = Folder(path, dtype or torch.float32, device, size, offload, like)
     kind = _SAME.sub("", folder.pipeline)
     if kind not in _FAMILIES:
         raise ValueError(f"{folder.path} is a {folder.pipeline}; supported are {', '.join(_FAMILIES)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -32,10 +33,10 @@ def to_diffusers(
 ) -> None:
     """Write a model so that `DiffusionPipeline.from_pretrained(path)` opens it and samples the same images.
 
-    A network of suffuse is opened by `suffuse.hub.portable`, which has to be imported first: diffusers imports no
-    module because a file names it. It is put on a table of betas exactly (`.on(table)`), whatever it was trained on,
-    and answers eps, or v on a table that ends in pure noise. A network that came from diffusers is written as what it
-    was, into a copy of its folder.
+    A network of suffuse is opened by `suffuse.hub.portable`, which another process has to import first (diffusers
+    imports no module because a file names it, and says so). It is put on a table of betas exactly (`.on(table)`),
+    whatever it was trained on, and answers eps, or v on a table that ends in pure noise. A network that came from
+    diffusers is written as what it was, into a copy of its folder.
 
     Args:
         model: with a UNet or DiT of suffuse, or read by `sf.hub.diffusers`.
@@ -69,6 +70,7 @@ def to_diffusers(
     table = table or (model.schedule if isinstance(model.schedule, Discrete) else Discrete.ddpm())
     ends = table(1.0)[0] == 0
     version = require("diffusers").__version__
+    importlib.import_module("suffuse.hub.portable")  # in this process it opens without more
     with whole_folder(Path(path)) as folder:
         (folder / "unet").mkdir()
         (folder / "scheduler").mkdir()

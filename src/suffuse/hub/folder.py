@@ -13,6 +13,7 @@ from torch import nn
 from suffuse.denoise import Denoiser
 from suffuse.hub.autoencoder import KLCodec
 from suffuse.hub.schedule import read_schedule
+from suffuse.hub.single import read_part, read_single
 from suffuse.hub.taps import with_sites
 from suffuse.training.files import ModelFileError, read_json
 
@@ -37,6 +38,7 @@ class Folder:
         dtype, device: of the networks.
         size: (height, width) in pixels that is wanted; None is the size it was trained for.
         offload: what waits on the CPU until it is used: None, "parts" or "layers".
+        like: the folder that says what path is, where that is a checkpoint in one file.
     Attributes:
         pipeline: the name of the pipeline's class.
     Raises:
@@ -50,16 +52,22 @@ class Folder:
         device: Any = None,
         size: tuple[int, int] | None = None,
         offload: str | None = None,
+        like: str | os.PathLike[str] | None = None,
     ) -> None:
         if offload not in (None, "parts", "layers"):
             raise ValueError(f"offload must be None, 'parts' or 'layers', got {offload!r}")
-        self.path = Path(path) if Path(path).is_dir() else _cached(path)
+        self.file = Path(path) if Path(path).is_file() or like is not None else None
+        if self.file is not None and like is None:
+            raise ValueError(f"{path} is one file: say like= with a folder whose configs and tokenizers fit it")
+        source = path if like is None else like
+        self.path = Path(source) if Path(source).is_dir() else _cached(source)
         self.dtype, self.device, self.size, self.offload = dtype, device, size, offload
         _check_links(self.path)
         self.index = read_json(self.path / "model_index.json")
         if not isinstance(self.index, dict):
             raise ModelFileError(f"{self.path / 'model_index.json'} should hold a JSON object")
         self.pipeline = str(self.index.get("_class_name"))
+        self.checkpoint = {} if self.file is None else read_single(self.file)
 
     def has(self, name: str) -> bool:
         """Whether the pipeline was saved with this part."""
@@ -86,7 +94,11 @@ class Folder:
             ModelFileError: files are missing, cut short or pickles; weights are missing or unexpected.
         """
         folder, _ = self.part(name, kind.__name__, *also)
-        net = read_network(folder, kind, dtype or self.dtype)
+        dtype, net = dtype or self.dtype, None
+        if self.file is not None:
+            net = read_part(self.checkpoint, self.file, folder, name, kind, dtype)
+        if net is None:
+            net = read_network(folder, kind, dtype)
         return net if self.offload else net.to(self.device)
 
     def codec(self) -> KLCodec:
