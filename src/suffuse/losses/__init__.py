@@ -6,6 +6,7 @@ from suffuse.losses.autoencoder import Adversarial, Perceptual, autoencoding, kl
 from suffuse.losses.couplings import immiscible, independent, optimal_transport
 from suffuse.losses.denoising import denoising
 from suffuse.losses.distillation import csd, dds, pds, sdi, sds, vsd
+from suffuse.losses.gan import GAN
 from suffuse.losses.noisy_classification import noisy_classification
 from suffuse.losses.score import denoising_score, implicit_score, sliced_score
 from suffuse.losses.times import (
@@ -22,6 +23,7 @@ from suffuse.losses.uncertainty import Uncertain
 from suffuse.losses.variance import hybrid
 
 __all__ = [
+    "GAN",
     "Adversarial",
     "Alignment",
     "Perceptual",

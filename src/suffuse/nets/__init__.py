@@ -16,6 +16,7 @@ from suffuse.nets.conditions import (
 from suffuse.nets.dit import DiT
 from suffuse.nets.mlp import MLP
 from suffuse.nets.mmdit import MMDiT
+from suffuse.nets.stylegan import StyleDiscriminator, StyleGenerator
 from suffuse.nets.taps import Attention, attend, sites, tapped
 from suffuse.nets.unet import UNet
 from suffuse.nets.words import Words
@@ -32,6 +33,8 @@ __all__ = [
     "MMDiT",
     "Scalar",
     "Spatial",
+    "StyleDiscriminator",
+    "StyleGenerator",
     "Tokens",
     "UNet",
     "Vector",
