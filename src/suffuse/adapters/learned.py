@@ -35,8 +35,8 @@ class Learned(nn.Module):
         Raises:
             ValueError: it learns something else.
         """
-        own = {name.replace("/", "."): value for name, value in self.named_parameters()}
-        theirs = _trained(model)
+        own = dict(self.named_parameters())
+        theirs = {name.replace(".", "/"): value for name, value in _trained(model).items()}
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in theirs.items()}:
             raise ValueError(f"the network learns {len(theirs)} weights and these are {len(own)} others")
         with torch.no_grad():

@@ -21,7 +21,7 @@ BONES = ((1, 2), (1, 3), (3, 5), (2, 4), (4, 6), (7, 8), (7, 9), (9, 11), (8, 10
 """Pairs of joints of a figure of the shapes world, in the order of its `JOINTS`."""
 
 
-def canny(images: Tensor, *, sigma: float = 0.7, low: float = 0.06, high: float = 0.14) -> Tensor:
+def canny(images: Tensor, *, sigma: float = 0.7, low: float = 0.2, high: float = 0.4) -> Tensor:
     """Edges one pixel wide, 0 or 1: Canny's on each channel by scikit-image, an edge where any channel has one.
 
     Args:

@@ -102,6 +102,9 @@ class IPAdapter(Control):
         self.arguments = {}
         self.encode, self.shape, self.places = encode, shape, list(queries)
         width = shape[-1]
+        self.depth = max(
+            (len(_stack(s)) for n in queries if isinstance(s := net.get_submodule(n), Decoupled)), default=0
+        )
         self.project = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
         made = {n: Decoupled(net.get_submodule(n), *size, width) for n, size in queries.items()}  # type: ignore[arg-type]
         for name, site in made.items():
@@ -114,19 +117,25 @@ class IPAdapter(Control):
     @contextmanager
     def within(self, net: nn.Module, picture: Tensor, strength: Tensor) -> Iterator[None]:
         """While inside, the attentions look at the picture."""
-        mine: list[Any] = [net.get_submodule(name) for name in self.places]
-        tokens = self.project(picture)
-        taps = [site.tap for site in mine]
+        tokens, stacks = self.project(picture), [_stack(net.get_submodule(name)) for name in self.places]
+        taps = [[site.tap for site in stack] for stack in stacks]
         try:
-            for name, site in zip(self.places, mine, strict=True):
-                site.seen = (tokens, strength)
-                if site.tap is None and name.endswith(".site"):  # of the bridge, which calls a site for its tap only
-                    object.__setattr__(site, "tap", _plain)
+            for name, stack in zip(self.places, stacks, strict=True):
+                stack[self.depth].seen = (tokens, strength)
+                for site in stack:
+                    if site.tap is None and name.endswith(".site"):  # of the bridge, which asks a site for its tap only
+                        object.__setattr__(site, "tap", _plain)
             yield
         finally:
-            for site, tap in zip(mine, taps, strict=True):
-                site.seen = None
-                object.__setattr__(site, "tap", tap)
+            for stack, before in zip(stacks, taps, strict=True):
+                stack[self.depth].seen = None
+                for site, tap in zip(stack, before, strict=True):
+                    object.__setattr__(site, "tap", tap)
+
+
+def _stack(site: Any) -> list[Decoupled]:
+    """All that look at pictures at one place, in the order in which they were attached."""
+    return [] if site is None else [*_stack(site.before), site]
 
 
 def _plain(site: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -49,8 +49,8 @@ class Route:
         """Whether a tensor is a sequence (L, width) instead of an image (width, *spatial)."""
         if len(self.spatial) > 1:
             return len(shape) == 2
-        first = self.shapes[self.stem][0]  # here both have one rank: a sequence is the stem's answer, turned
-        return shape == (first[1], first[0]) and shape != first
+        width = self.shapes[self.stem][0][0]  # here both have one rank: in a chain, a sequence has the width last
+        return not self.skips and shape[-1] == width and shape[0] != width
 
     def width(self, shape: tuple[int, ...]) -> int:
         """Channels of a tensor."""
