@@ -51,9 +51,9 @@ class _Passing(torch.autograd.Function):
 
 
 class Counted:
-    """The prior, counting evaluations of one row and vector-Jacobian products."""
+    """A prior, counting evaluations of one row and vector-Jacobian products."""
 
-    def __init__(self, world: sf.oracle.Mixture) -> None:
+    def __init__(self, world: Any) -> None:
         self.world, self.schedule, self.nfe, self.vjps = world, world.schedule, 0, 0
 
     def __call__(self, x: Tensor, t: Any, *, to: Any = None) -> sf.Prediction:
@@ -74,17 +74,21 @@ def ours(steps: int) -> dict[str, Method]:
     def sampling(make: Callable[..., Any]) -> Method:
         return lambda m, A, y, z: sf.sample(m, z, sampler=make(A, y, SIGMA), steps=steps, seed=1)
 
-    def repaint(m: Counted, A: Any, y: Tensor, z: Tensor) -> Tensor:
-        if not isinstance(A, operators.Mask):
-            raise TypeError
-        return inverse.repaint(m, A, y, z, steps=steps // 3, jump=5, repeats=3, seed=1)
+    def fill(make: Callable[..., Tensor], **options: Any) -> Method:
+        def act(m: Counted, A: Any, y: Tensor, z: Tensor) -> Tensor:
+            if not isinstance(A, operators.Mask):
+                raise TypeError
+            return make(m, A, y, z, seed=1, **options)
+
+        return act
 
     return {
-        "mmps": by(lambda m, A, y: inverse.mmps(m, A, y, SIGMA, iterations=5)),  # the default sampler, like "pigdm"
-        "mmps, 1 iteration": by(lambda m, A, y: inverse.mmps(m, A, y, SIGMA, iterations=1)),
-        "mmps, 1 iteration, ddpm": by(lambda m, A, y: inverse.mmps(m, A, y, SIGMA, iterations=1), samplers.ddpm),
-        "pigdm": by(lambda m, A, y: inverse.pigdm(m, A, y, SIGMA)),
-        "pigdm, ddpm": by(lambda m, A, y: inverse.pigdm(m, A, y, SIGMA), samplers.ddpm),
+        "mmps, 5 iterations": by(lambda m, A, y: inverse.mmps(m, A, y, SIGMA, iterations=5), samplers.ddpm),
+        "mmps, 1 iteration": by(lambda m, A, y: inverse.mmps(m, A, y, SIGMA, iterations=1), samplers.ddpm),
+        "mmps, 5 iterations, default sampler": by(lambda m, A, y: inverse.mmps(m, A, y, SIGMA, iterations=5)),
+        "mmps, 1 iteration, default sampler": by(lambda m, A, y: inverse.mmps(m, A, y, SIGMA, iterations=1)),
+        "pigdm": by(lambda m, A, y: inverse.pigdm(m, A, y, SIGMA), samplers.ddpm),
+        "pigdm, default sampler": by(lambda m, A, y: inverse.pigdm(m, A, y, SIGMA)),
         "dps": by(lambda m, A, y: inverse.dps(m, A, y, zeta=0.3), samplers.ddim(eta=1.0)),
         "mcg": by(lambda m, A, y: inverse.mcg(m, A, y, zeta=0.3), samplers.ddim(eta=1.0)),
         "ddnm": by(lambda m, A, y: inverse.ddnm(m, A, y), samplers.ddpm),
@@ -92,7 +96,11 @@ def ours(steps: int) -> dict[str, Method]:
         "ddrm": sampling(inverse.ddrm),
         "diffpir": by(lambda m, A, y: inverse.diffpir(m, A, y, SIGMA, lam=1.0), samplers.ddim(eta=1.0)),
         "flowchef": by(lambda m, A, y: inverse.flowchef(m, A, y), samplers.ddim),
-        "repaint": repaint,
+        "repaint": fill(inverse.repaint, steps=max(steps // 6, 1), jump=1, repeats=6),
+        "repaint, blocks of 5": fill(inverse.repaint, steps=steps // 3, jump=5, repeats=3),
+        "blended": fill(inverse.blended, steps=steps),
+        "resample": lambda m, A, y, z: inverse.resample(m, A, y, z, SIGMA, steps=steps, seed=1),
+        "flowdps": lambda m, A, y, z: inverse.flowdps(m, A, y, z, steps=steps, seed=1),
         "tds, 32 particles": lambda m, A, y, z: inverse.tds(
             m, A, y.expand(len(z) // 32, *y.shape[1:]), z[: len(z) // 32 * 32], SIGMA, steps=steps, seed=1
         ),
@@ -146,7 +154,7 @@ def azula(steps: int) -> dict[str, Method]:
         return guidance.RePaintSampler(d, y, mask, iterations=3, eta=1.0, steps=steps // 3, silent=True)
 
     return {
-        "azula MMPS": run(
+        "azula MMPS, 5 iterations": run(
             lambda d, y, A, inv, op: sample.DDIMSampler(
                 guidance.MMPSDenoiser(d, y, A, IsotropicCovariance(var), iterations=5), **quiet
             )
@@ -199,6 +207,23 @@ def measured(x: Tensor, exact: Tensor, posterior: sf.oracle.Mixture, floor: floa
     return [sliced(x, exact[: len(x)], directions) / floor, off.item(), cov.item(), inside.item(), modes.item()]
 
 
+SECTIONS = ("exact", "digits", "fashion", "shapes", "real")
+
+
+def section(page: Path, name: str, text: str) -> None:
+    """Write one section of the page between its marks, in the order of SECTIONS, and leave the others as they are."""
+    old = page.read_text() if page.exists() else ""
+    held = {}
+    for key in SECTIONS:
+        begin, end = (f"<!-- {word} {key} -->" for word in ("begin", "end"))
+        if begin in old and end in old:
+            held[key] = old[old.index(begin) + len(begin) : old.index(end)].strip("\n")
+    held[name] = text.strip("\n")
+    parts = [f"<!-- begin {key} -->\n\n{held[key]}\n\n<!-- end {key} -->" for key in SECTIONS if key in held]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n\n".join(["# Inverse problems", *parts]) + "\n")
+
+
 def main() -> None:
     """Run everything and write the table."""
     parse = argparse.ArgumentParser()
@@ -233,7 +258,7 @@ def main() -> None:
                     model.vjps,
                     flush=True,
                 )
-        given.out.write_text(page(rows, given, time.process_time() - began))  # after each operator, to look at
+        section(given.out, "exact", page(rows, given, time.process_time() - began))  # after each operator, to look at
 
 
 def page(rows: dict[str, dict[str, list[list[float]]]], given: argparse.Namespace, seconds: float) -> str:
@@ -246,7 +271,7 @@ def page(rows: dict[str, dict[str, list[list[float]]]], given: argparse.Namespac
         return mean([mean(c) for c in rows[name].values()])
 
     lines = [
-        "# Inverse problems against the exact posterior",
+        "## Against the exact posterior",
         "",
         f"Made by `python benchmarks/inverse.py --steps {given.steps} --samples {given.samples} --measurements "
         f"{given.measurements}` ({seconds:.0f} s of one core). The prior is a mixture of six Gaussians in 16 "
