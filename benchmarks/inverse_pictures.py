@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -235,12 +236,12 @@ def of_shapes(run: Path, n: int, nfe: int, images: Path, fills: list[str], w: fl
     """Inpainting and fill by text, by several methods, as Markdown."""
     model, state = newest(run)
     lines = [
-        f"Prior: `{run}`, {state}. Inpainting: a hole of {HOLE[2]} x {HOLE[3]} pixels in the middle of scenes, the "
-        "model told nothing; PSNR of the whole picture over that of the picture with a grey hole (bar: at least "
-        "5 dB), and the mean jump across the hole's edge over that of the originals (bar: at most 1.2). Fill by text: the one "
-        f"object of a scene is hidden by a hole of {WIDE[2]} x {WIDE[3]} and another is asked for, by its caption; the "
-        f"held-out judge says whether the picture shows one object, of that shape and colour (bar: 90 %). w = {w:g}, "
-        f"{nfe} evaluations, {n} pictures each. Known pixels are compared bit by bit.",
+        f"Prior: `{run}`, {state}. {nfe} evaluations, {n} pictures each; known pixels are compared bit by bit. "
+        f"Inpainting: a hole of {HOLE[2]} x {HOLE[3]} pixels in the middle of scenes, the model told nothing. PSNR is "
+        "of the whole picture, over that of the picture with a grey hole (bar: at least 5 dB); the seam is the mean "
+        "jump across the hole's edge over that of the originals (bar: at most 1.2). Fill by text: the one object of a "
+        f"scene is hidden by a hole of {WIDE[2]} x {WIDE[3]}, and another is asked for by its caption, w = {w:g}; the "
+        "held-out judge says whether the picture shows one object, of that shape and colour (bar: 90 %).",
         "",
         "| method | PSNR gain, dB | seam | asked object in the hole | shape | colour | count | background |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -282,7 +283,7 @@ def main() -> None:
     for name in given.sets:
         run, began = given.run or Path("runs") / name, time.process_time()
         if name == "shapes":
-            fills = given.methods or list(restore.FILLS)
+            fills = given.methods or ["ddnm", "repaint"]
             text = of_shapes(run, given.n or 128, given.nfe or 100, images, fills, given.w)
             title = "Filling scenes of the shapes world"
         else:
@@ -290,10 +291,8 @@ def main() -> None:
             world = make(run, given.n or {"digits": 64, "fashion": 16}[name])
             text = table(world, given.nfe or 50, given.methods or list(restore.METHODS), images)
             title = {"digits": "Digits", "fashion": "Fashion-MNIST"}[name]
-        said = " ".join(
-            ["python benchmarks/inverse_pictures.py", name, *(["--run", str(given.run)] if given.run else [])]
-        )
-        spent = f"Made by `{said}` ({time.process_time() - began:.0f} s of one core)."
+        spent = f"Made by `python benchmarks/inverse_pictures.py {' '.join(sys.argv[1:])}` "
+        spent += f"({time.process_time() - began:.0f} s of one core)."
         section(given.out, name, f"## {title}\n\n{spent} {text}")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -100,15 +101,16 @@ def main() -> None:
         rows.setdefault("best", {})[text] = best
     chosen = rows.pop("best")
     spent = f"{time.process_time() - began:.0f} s of one core, of which {fitted:.0f} s fitted the prior"
+    command = " ".join(["python benchmarks/inverse_real.py", *sys.argv[1:]])
     lines = [
         "## Photographs, in patches",
         "",
-        f"Made by `python benchmarks/inverse_real.py` ({spent}). Pictures are the middle {side} x {side} pixels of the "
-        f"Kodak photographs number {', '.join(map(str, KEPT_OUT))} of `SUFFUSE_DATA/test_images` (grey, squeezed to "
-        f"squares by their source). The prior is a mixture of {len(world.flat)} Gaussians of {PATCH} x {PATCH} "
-        "patches, fitted to the nine other pictures: no network, and it knows nothing larger than a patch. "
-        f"`joint.average` makes it a denoiser of whole pictures by windows every {STRIDE} pixels. Noise sigma {SIGMA:g}, {given.nfe} "
-        "evaluations, one sample each; PSNR in dB / SSIM, mean over the four.",
+        f"Made by `{command}` ({spent}). Pictures are the middle {side} x {side} pixels of the Kodak photographs "
+        f"number {', '.join(map(str, KEPT_OUT))} of `SUFFUSE_DATA/test_images` (grey, squeezed to squares by their "
+        f"source). The prior is a mixture of {len(world.flat)} Gaussians of {PATCH} x {PATCH} patches, fitted to the "
+        "nine other pictures: no network, and it knows nothing larger than a patch. `joint.average` makes it a "
+        f"denoiser of whole pictures by windows every {STRIDE} pixels. Noise sigma {SIGMA:g}, {given.nfe} evaluations, "
+        "one sample each; PSNR in dB / SSIM, mean over the four.",
         "",
         "| method | " + " | ".join(PROBLEMS) + " |",
         "|---|" + "---:|" * len(PROBLEMS),
