@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from suffuse.nets import MLP, DiT, Label, MMDiT, Scalar, Spatial, Tokens, UNet, Vector
+from suffuse.nets import EDM2, MLP, DiT, Label, MMDiT, Scalar, Spatial, Tokens, UNet, Vector
 
 SPECS = {
     "label": Label(5),
@@ -35,15 +35,20 @@ BUILD = {
     "dit2": partial(DiT, 2, width=16, depth=2, heads=2),
     "dit3": partial(DiT, 2, width=16, depth=2, heads=2, dims=3),
     "mmdit2": partial(MMDiT, 2, width=16, depth=2, heads=2),
+    "dit2+": partial(DiT, 2, width=16, depth=3, heads=2, rope=True, qk_norm=True, swiglu=True, registers=2, skips=True),
+    "adm2": partial(UNet, 2, width=8, multipliers=(1, 2), blocks=1, head_width=8, resample="block"),
+    "edm2": partial(EDM2, 2, width=8, multipliers=(1, 2), blocks=1, head_width=8, attention=(-1,)),
 }
 SIZES = {"mlp": (), "unet1": (12,), "unet2": (4, 6), "unet3": (2, 4, 6)}
 SIZES |= {"dit1": (12,), "dit2": (4, 6), "dit3": (2, 4, 6), "mmdit2": (4, 6)}
+SIZES |= {"dit2+": (4, 6), "adm2": (4, 6), "edm2": (4, 6)}
 EVERY = pytest.mark.parametrize("kind", BUILD)
 IMAGES = pytest.mark.parametrize("kind", [kind for kind in BUILD if kind != "mlp"])
 
 
 def specs_for(kind: str) -> dict:
-    return {name: spec for name, spec in SPECS.items() if kind != "mlp" or name != "depth"}
+    without = {"mlp": ("depth",), "edm2": ("text", "points")}.get(kind, ())
+    return {name: spec for name, spec in SPECS.items() if name not in without}
 
 
 def randomise(net: nn.Module) -> nn.Module:

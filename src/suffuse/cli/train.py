@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -144,20 +148,37 @@ class _Images:
         _done(images.train(**_chosen(self), tell=say))
 
 
+Recipe = (
+    Annotated[_Digits, subcommand("digits")]
+    | Annotated[_Shapes, subcommand("shapes")]
+    | Annotated[_Toy, subcommand("toy")]
+    | Annotated[_Images, subcommand("images")]
+)
+
+
 @dataclass(frozen=True)
 class Train:
-    """Train a recipe."""
+    """Train a recipe; under torchrun, on many machines."""
 
-    recipe: (
-        Annotated[_Digits, subcommand("digits")]
-        | Annotated[_Shapes, subcommand("shapes")]
-        | Annotated[_Toy, subcommand("toy")]
-        | Annotated[_Images, subcommand("images")]
-    )
+    recipe: Recipe
+    processes: int = 1
+    """how many on this machine share every batch, and its cores"""
 
     def __call__(self) -> None:
         """Train."""
-        self.recipe()
+        from suffuse.training.launch import launch, launched
+        from suffuse.training.parallel import PeerLostError, joined
+
+        if self.processes < 1:
+            raise ValueError(f"--processes must be at least 1, got {self.processes}")
+        if self.processes > 1 and not launched():
+            sys.exit(launch(self.processes, [sys.executable, "-m", "suffuse", *sys.argv[1:]]))
+        try:
+            with joined() as team, nullcontext() if team.first else redirect_stdout(StringIO()):
+                self.recipe()
+        except PeerLostError as error:
+            print(f"suffuse: {error}", file=sys.stderr, flush=True)
+            os._exit(75)  # a clean end would wait for the others
 
 
 def _chosen(options: Any) -> dict[str, Any]:

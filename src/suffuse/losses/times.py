@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from suffuse.schedules import Linear, Schedule
 
@@ -36,6 +37,8 @@ def uniform(n: int, device: torch.device) -> Tensor:
 
 def stratified(n: int, device: torch.device) -> Tensor:
     """t ~ U(0, 1) with one draw in each of n equal parts: the same expectation, less variance (Kingma et al. 2021)."""
+    if has_torch_function((device,)):  # a mode is on, as where n rows are one process's part of a larger batch
+        return handle_torch_function(stratified, (), n, device)
     return ((torch.arange(n, device=device) + torch.rand(n, device=device)) / n)[torch.randperm(n, device=device)]
 
 

@@ -14,6 +14,7 @@ from suffuse.nets.conditions import (
     spec_to_json,
 )
 from suffuse.nets.dit import DiT
+from suffuse.nets.edm2 import EDM2
 from suffuse.nets.mlp import MLP
 from suffuse.nets.mmdit import MMDiT
 from suffuse.nets.stylegan import StyleDiscriminator, StyleGenerator
@@ -22,6 +23,7 @@ from suffuse.nets.unet import UNet
 from suffuse.nets.words import Words
 
 __all__ = [
+    "EDM2",
     "MLP",
     "Attention",
     "Autoencoder",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from suffuse.nets.taps import Attention
@@ -18,18 +19,25 @@ class SelfAttention(nn.Module):
     Args:
         width: channels; a multiple of `heads`.
         heads: attentions side by side.
+        qk_norm: queries and keys of root mean square 1 times a learned scale (Dehghani et al. 2023), which keeps
+            scores from growing with the weights.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = _divides(heads, width)
         self.qkv = nn.Linear(width, 3 * width)
+        self.scales = nn.Parameter(torch.ones(2, width // heads)) if qk_norm else None
         self.attention = Attention("self")
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """(B, L, width), bool (B, 1, 1, L) -> (B, L, width)."""
+    def forward(self, x: Tensor, visible: Tensor | None = None, turns: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(B, L, width), bool (B, 1, 1, L), cosines and sines of `rotations` -> (B, L, width)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.scales is not None:
+            q, k = (unit(y) * by for y, by in zip((q, k), self.scales.unbind(0), strict=True))
+        if turns is not None:
+            q, k = turned(q, *turns), turned(k, *turns)
         return self.out(self.attention(q, k, v, visible).transpose(1, 2).flatten(2))
 
 
@@ -78,6 +86,38 @@ class Layer(nn.Module):
         """(B, L, width), bool (B, 1, 1, L) -> (B, L, width)."""
         x = x + self.attention(self.norms[0](x), visible)
         return x + self.mlp(self.norms[1](x))
+
+
+class SwiGLU(nn.Module):
+    """W2 (silu(W1 x) * V x), with two thirds of an MLP's hidden channels and so its number of weights.
+
+    Args:
+        width: channels. hidden: of the MLP it takes the place of.
+
+    Shazeer 2020, eq. 6.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        hidden = round(hidden * 2 / 3)
+        self.both = nn.Linear(width, 2 * hidden)
+        self.out = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)."""
+        gate, value = self.both(x).chunk(2, -1)
+        return self.out(F.silu(gate) * value)
+
+
+def unit(y: Tensor) -> Tensor:
+    """y over the root of its mean square along the last axis."""
+    return y * (y.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+def turned(y: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Turn the pairs (y_k, y_{k + d/2}) by the angles of each position: (B, heads, L, d), (1, 1, L, d) twice."""
+    a, b = y.chunk(2, -1)
+    return y * cosines.to(y.dtype) + torch.cat([-b, a], -1) * sines.to(y.dtype)
 
 
 def zero(layer: M) -> M:

@@ -148,6 +148,10 @@ def _cuts(part: Any) -> list[_Cut]:
     for net in found:
         if isinstance(net, UNet):
             cuts.append(_Cut((net.down[0], "forward"), [(net, "deep")], adds=False))
+        elif isinstance(net, DiT) and net.skips:
+            raise ValueError(
+                "a DiT with skips has no deep part that its first block comes before: build it without skips"
+            )
         elif isinstance(net, DiT | MLP):
             cuts.append(_cut_blocks(list(net.blocks)))
     return cuts

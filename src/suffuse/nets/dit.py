@@ -6,14 +6,18 @@ Peebles & Xie 2023.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from suffuse.nets.attention import CrossAttention, SelfAttention, modulate, zero
+from suffuse.nets.attention import CrossAttention, SelfAttention, SwiGLU, modulate, zero
 from suffuse.nets.blocks import Conditioning, Told, check_dims, check_image
 from suffuse.nets.conditions import Condition
-from suffuse.nets.embed import positions
+from suffuse.nets.embed import positions, rotations
+
+SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+"""Depth, width and heads."""
 
 
 @dataclass(eq=False, repr=False)
@@ -35,8 +39,12 @@ class DiT(nn.Module):
         dropout: probability, on what each branch adds.
         out_channels: channels of the output, those of x by default.
         conditions: what it may be told, by name.
+        rope: turn queries and keys by their positions instead of adding positions to the patches (Su et al. 2021).
+        qk_norm: see `SelfAttention`. swiglu: gated MLPs of as many weights, see `SwiGLU`.
+        registers: learned tokens beside the patches, to remember things in (Darcet et al. 2024).
+        skips: block i hands its output to block depth - 1 - i, as in a U-Net (Bao et al. 2023, U-ViT).
     Raises:
-        ValueError: dims or heads out of range.
+        ValueError: dims, heads or registers out of range; rope with heads of odd size.
 
     Peebles & Xie 2023, section 3.2 and figure 3.
     """
@@ -51,6 +59,31 @@ class DiT(nn.Module):
     dropout: float = 0.0
     out_channels: int | None = None
     conditions: dict[str, Condition] = field(default_factory=dict)
+    rope: bool = False
+    qk_norm: bool = False
+    swiglu: bool = False
+    registers: int = 0
+    skips: bool = False
+
+    @classmethod
+    def named(cls, name: str, channels: int = 4, **options: Any) -> DiT:
+        """A size of the paper, "S/2" to "XL/8": S, B, L or XL, and the side of a patch.
+
+        The paper's own have 4 channels (latents), `out_channels=8` and `conditions={"label": Label(1000)}`.
+
+        Args:
+            name: size/patch. channels: of x. options: any other argument.
+        Raises:
+            ValueError: no such size.
+
+        Peebles & Xie 2023, table 1.
+        """
+        size, _, patch = name.partition("/")
+        if size not in SIZES or not patch.isdigit() or int(patch) < 1:
+            raise ValueError(f"a DiT's name is one of {', '.join(SIZES)} and a patch, such as 'S/2', got {name!r}")
+        depth, width, heads = SIZES[size]
+        chosen: dict[str, Any] = {"patch": int(patch), "width": width, "depth": depth, "heads": heads} | options
+        return cls(channels, **chosen)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -60,9 +93,19 @@ class DiT(nn.Module):
         conv = getattr(nn, f"Conv{self.dims}d")
         self.stem = conv(self.channels + self.told.channels, self.width, self.patch, stride=self.patch)
         hidden = int(self.width * self.mlp_ratio)
+        if self.registers < 0:
+            raise ValueError(f"registers must be at least 0, got {self.registers}")
+        if self.rope and self.width // self.heads % 2:
+            raise ValueError(
+                f"rope turns pairs of channels: heads must have an even size, got {self.width // self.heads}"
+            )
         self.blocks = nn.ModuleList(
-            _Block(self.width, self.heads, hidden, tokens, self.dropout) for _ in range(self.depth)
+            _Block(self.width, self.heads, hidden, tokens, self.dropout, self.qk_norm, self.swiglu)
+            for _ in range(self.depth)
         )
+        self.register = nn.Parameter(0.02 * torch.randn(self.registers, self.width)) if self.registers else None
+        half = self.depth // 2 if self.skips else 0
+        self.joins = nn.ModuleList(nn.Linear(2 * self.width, self.width) for _ in range(half)) if half else []
         self.norm = nn.LayerNorm(self.width, elementwise_affine=False, eps=1e-6)
         self.modulation = zero(nn.Linear(self.width, 2 * self.width))
         self.out = zero(nn.Linear(self.width, (self.out_channels or self.channels) * self.patch**self.dims))
@@ -85,9 +128,21 @@ class DiT(nn.Module):
         h = self.stem(x)
         grid = h.shape[2:]
         h = h.flatten(2).transpose(1, 2)
-        h = h + positions(grid, self.width, x.device).to(x.dtype)
-        for block in self.blocks:
-            h = block(h, told)
+        turns = None
+        if self.rope:
+            turns = rotations(grid, self.width // self.heads, self.registers, x.device)
+        else:
+            h = h + positions(grid, self.width, x.device).to(x.dtype)
+        if self.register is not None:
+            h = torch.cat([self.register.to(h.dtype).expand(len(h), -1, -1), h], 1)
+        kept, half = [], len(self.joins)
+        for i, block in enumerate(self.blocks):
+            if kept and i >= self.depth - half:
+                h = self.joins[i - self.depth + half](torch.cat([h, kept.pop()], -1))
+            h = block(h, told, turns)
+            if i < half:
+                kept.append(h)
+        h = h[:, self.registers :]
         shift, scale = self.modulation(told.embedding)[:, None].chunk(2, -1)
         return self._join(self.out(modulate(self.norm(h), shift, scale)), grid)
 
@@ -100,18 +155,25 @@ class DiT(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, hidden: int, tokens: int | None, dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, tokens: int | None, dropout: float, qk_norm: bool, swiglu: bool
+    ) -> None:
         super().__init__()
         self.modulation = zero(nn.Linear(width, 6 * width))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.self_attention = SelfAttention(width, heads)
+        self.self_attention = SelfAttention(width, heads, qk_norm=qk_norm)
         self.cross_attention = None if tokens is None else CrossAttention(width, tokens, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))
+        if swiglu:
+            self.mlp: nn.Module = SwiGLU(width, hidden)
+        else:
+            self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, h: Tensor, told: Told) -> Tensor:
+    def forward(self, h: Tensor, told: Told, turns: tuple[Tensor, Tensor] | None = None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(told.embedding)[:, None].chunk(6, -1)
-        h = torch.addcmul(h, gate1, self.dropout(self.self_attention(modulate(self.norm(h), shift1, scale1))))
+        h = torch.addcmul(
+            h, gate1, self.dropout(self.self_attention(modulate(self.norm(h), shift1, scale1), None, turns))
+        )
         if self.cross_attention is not None:
             h = h + self.dropout(self.cross_attention(h, told.tokens, told.visible))
         return torch.addcmul(h, gate2, self.dropout(self.mlp(modulate(self.norm(h), shift2, scale2))))

@@ -53,6 +53,28 @@ def positions(shape: tuple[int, ...], size: int, device: torch.device) -> Tensor
     return F.pad(torch.cat(tables, -1).flatten(0, -2), (0, size - share * len(shape)))
 
 
+def rotations(shape: tuple[int, ...], size: int, still: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Angles by which queries and keys turn at every cell of a grid, so that q.k depends on their distance alone.
+
+    angle = n w_k along each axis,  w_k = 100^(-k / K),  K = size // (2 d) frequencies to an axis.
+
+    Args:
+        shape: cells along each axis (n_1, ..., n_d). size: channels of a head, even; what d does not divide is still.
+        still: tokens before those of the grid, which do not turn.
+        device: where to make it.
+    Returns:
+        Cosines and sines, each (1, 1, still + n_1 * ... * n_d, size) in float32.
+
+    Su et al. 2021, eq. 15; along axes as in Heo et al. 2024, section 3.
+    """
+    each = size // (2 * len(shape))
+    frequencies = torch.exp(torch.arange(each, device=device) * (-math.log(100) / max(each, 1)))
+    at = torch.cartesian_prod(*[torch.arange(cells, device=device, dtype=torch.float32) for cells in shape])
+    angles = (at.view(-1, len(shape), 1) * frequencies).flatten(1)
+    angles = F.pad(angles, (0, size // 2 - angles.shape[1], still, 0)).repeat(1, 2)[None, None]
+    return angles.cos(), angles.sin()
+
+
 class Project(nn.Linear):
     """`nn.Linear` for inputs of any float dtype: they are cast to the weight's."""
 

@@ -6,6 +6,7 @@ Esser et al. 2024 (Scaling rectified flow transformers for high-resolution image
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,25 @@ class MMDiT(nn.Module):
     dims: int = 2
     out_channels: int | None = None
     conditions: dict[str, Condition] = field(default_factory=dict)
+
+    @classmethod
+    def named(cls, name: str, channels: int = 16, **options: Any) -> MMDiT:
+        """A network of depth d, width 64 d and d heads: "d24" is Stable Diffusion 3 medium, "d38" the paper's largest.
+
+        The paper's own have `conditions={"text": Tokens(4096), "pooled": Vector(2048)}`.
+
+        Args:
+            name: "d" and the depth. channels: of x. options: any other argument.
+        Raises:
+            ValueError: no such name.
+
+        Esser et al. 2024, section 4 and 5.3.
+        """
+        if not (name[:1] == "d" and name[1:].isdigit() and int(name[1:])):
+            raise ValueError(f"an MMDiT's name is 'd' and its depth, such as 'd24', got {name!r}")
+        d = int(name[1:])
+        chosen: dict[str, Any] = {"width": 64 * d, "depth": d, "heads": d} | options
+        return cls(channels, **chosen)
 
     def __post_init__(self) -> None:
         super().__init__()

@@ -6,7 +6,10 @@ Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +18,13 @@ from torch import Tensor, nn
 from suffuse.nets.attention import CrossAttention, SelfAttention, modulate, zero
 from suffuse.nets.blocks import Conditioning, Told, check_dims, check_image
 from suffuse.nets.conditions import Condition
+
+ADM: dict[str, dict[str, Any]] = {
+    "ADM-64": {"width": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "attention": (1, 2, 3)},
+    "ADM-128": {"width": 256, "multipliers": (1, 1, 2, 3, 4), "blocks": 2, "attention": (2, 3, 4)},
+    "ADM-256": {"width": 256, "multipliers": (1, 1, 2, 2, 4, 4), "blocks": 2, "attention": (3, 4, 5)},
+    "ADM-512": {"width": 256, "multipliers": (0.5, 1, 1, 2, 2, 4, 4), "blocks": 2, "attention": (4, 5, 6)},
+}
 
 
 @dataclass(eq=False, repr=False)
@@ -34,15 +44,17 @@ class UNet(nn.Module):
         dropout: probability, inside the residual blocks.
         out_channels: channels of the output, those of x by default.
         conditions: what it may be told, by name; tokens are attended to wherever there is attention.
+        head_width: channels of a head, in place of `heads`: wider levels have more.
+        resample: "conv", or "block" for residual blocks that halve and double by averaging and repeating (ADM).
     Raises:
-        ValueError: dims, a level or heads out of range.
+        ValueError: dims, a level, heads or resample out of range.
 
     Dhariwal & Nichol 2021, section 3.
     """
 
     channels: int
     width: int = 64
-    multipliers: tuple[int, ...] = (1, 2, 2)
+    multipliers: tuple[float, ...] = (1, 2, 2)
     blocks: int = 2
     attention: tuple[int, ...] = (-1,)
     heads: int = 4
@@ -50,10 +62,32 @@ class UNet(nn.Module):
     dropout: float = 0.0
     out_channels: int | None = None
     conditions: dict[str, Condition] = field(default_factory=dict)
+    head_width: int | None = None
+    resample: str = "conv"
+
+    @classmethod
+    def named(cls, name: str, channels: int = 3, **options: Any) -> UNet:
+        """A network of the paper: "ADM-64", "ADM-128", "ADM-256" or "ADM-512", by the side of its pictures.
+
+        The paper's own have `out_channels=6` and `conditions={"label": Label(1000)}`.
+
+        Args:
+            name: of the network. channels: of x. options: any other argument.
+        Raises:
+            ValueError: no such network.
+
+        Dhariwal & Nichol 2021, table 4 and appendix I.
+        """
+        if name not in ADM:
+            raise ValueError(f"a UNet's name is one of {', '.join(ADM)}, got {name!r}")
+        chosen: dict[str, Any] = {"head_width": 64, "resample": "block"} | ADM[name] | options
+        return cls(channels, **chosen)
 
     def __post_init__(self) -> None:
         super().__init__()
         check_dims(self.dims)
+        if self.resample not in ("conv", "block"):
+            raise ValueError(f"resample must be 'conv' or 'block', got {self.resample!r}")
         levels = len(self.multipliers)
         for level in self.attention:
             if not -levels <= level < levels:
@@ -64,28 +98,29 @@ class UNet(nn.Module):
         tokens = told if self.told.has_tokens else None
 
         def step(wide_in: int, wide_out: int, attends: bool) -> _Step:
-            attention = _Attention(wide_out, tokens, self.heads) if attends else None
+            heads = self.heads if self.head_width is None else max(1, wide_out // self.head_width)
+            attention = _Attention(wide_out, tokens, heads) if attends else None
             return _Step(_ResBlock(wide_in, wide_out, told, self.dims, self.dropout), attention)
 
-        now = self.width
+        now, convs = self.width, self.resample == "conv"
         self.stem = _conv(self.dims, self.channels + self.told.channels, now)
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         skips = [now]
         for level, multiplier in enumerate(self.multipliers):
             if level:
-                self.down.append(_Shrink(now, self.dims))
+                self.down.append(_Shrink(now, self.dims) if convs else _ShrinkBlock(now, told, self.dims, self.dropout))
                 skips.append(now)
             for _ in range(self.blocks):
-                self.down.append(step(now, multiplier * self.width, level in attending))
-                now = multiplier * self.width
+                self.down.append(step(now, int(multiplier * self.width), level in attending))
+                now = int(multiplier * self.width)
                 skips.append(now)
         self.middle.extend([step(now, now, True), step(now, now, False)])
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             if level < levels - 1:
-                self.up.append(_Grow(now, self.dims))
+                self.up.append(_Grow(now, self.dims) if convs else _GrowBlock(now, told, self.dims, self.dropout))
             for _ in range(self.blocks + 1):
-                self.up.append(step(now + skips.pop(), multiplier * self.width, level in attending))
-                now = multiplier * self.width
+                self.up.append(step(now + skips.pop(), int(multiplier * self.width), level in attending))
+                now = int(multiplier * self.width)
         self.norm = _norm(now)
         self.out = zero(_conv(self.dims, now, self.out_channels or self.channels))
 
@@ -163,6 +198,30 @@ class _Grow(nn.Module):
         return self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
 
 
+class _ShrinkBlock(nn.Module):
+    """Half the resolution, by a residual block that averages 2^d neighbours on both of its paths."""
+
+    def __init__(self, width: int, told: int, dims: int, dropout: float) -> None:
+        super().__init__()
+        self.block = _ResBlock(width, width, told, dims, dropout)
+        self.resized = partial(getattr(F, f"avg_pool{dims}d"), kernel_size=2)
+
+    def forward(self, h: Tensor, told: Told) -> Tensor:
+        return self.block(h, told.embedding, self.resized)
+
+
+class _GrowBlock(_Grow):
+    """Twice the resolution, by a residual block that repeats every value on both of its paths."""
+
+    def __init__(self, width: int, told: int, dims: int, dropout: float) -> None:
+        nn.Module.__init__(self)
+        self.block = _ResBlock(width, width, told, dims, dropout)
+        self.resized = partial(F.interpolate, scale_factor=2, mode="nearest")
+
+    def forward(self, h: Tensor, told: Told) -> Tensor:
+        return self.block(h, told.embedding, self.resized)
+
+
 class _ResBlock(nn.Module):
     """h + conv(silu(norm(conv(silu(norm(h)))) (1 + scale) + shift)), the last convolution starting at zero."""
 
@@ -176,8 +235,11 @@ class _ResBlock(nn.Module):
         self.conv2 = zero(_conv(dims, wide_out, wide_out))
         self.skip = _conv(dims, wide_in, wide_out, kernel=1) if wide_in != wide_out else nn.Identity()
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        new = self.norm2(self.conv1(F.silu(self.norm1(h))))
+    def forward(self, h: Tensor, embedding: Tensor, resized: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        new = F.silu(self.norm1(h))
+        if resized is not None:
+            new, h = resized(new), resized(h)
+        new = self.norm2(self.conv1(new))
         modulation = self.modulation(embedding)
         shift, scale = modulation.view(*modulation.shape, *[1] * (h.ndim - 2)).chunk(2, 1)
         return self.skip(h) + self.conv2(self.dropout(F.silu(modulate(new, shift, scale))))

@@ -22,11 +22,13 @@ from suffuse.training.files import (
     write_json,
     write_tensors,
 )
+from suffuse.training.parallel import peers
+from suffuse.training.sharded import copy_in
 
 __all__ = ["ModelFileError", "load", "model_hash", "save"]
 
 FORMAT = 1
-_NETS = ("MLP", "UNet", "DiT", "MMDiT", "Autoencoder")
+_NETS = ("MLP", "UNet", "DiT", "MMDiT", "EDM2", "Autoencoder")
 
 
 def describe(net: nn.Module) -> dict[str, Any]:
@@ -85,13 +87,16 @@ def write_model(folder: Path, model: Denoiser) -> None:
 
 
 def save(model: Denoiser, path: str | Path) -> None:
-    """Write a model to a folder, whole or not at all.
+    """Write a model to a folder, whole or not at all; of several processes the first does, and the others wait.
 
     Raises:
         TypeError: the network is not a torch module.
     """
-    with whole_folder(Path(path)) as folder:
-        write_model(folder, model)
+    team = peers()
+    if team.first:
+        with whole_folder(Path(path)) as folder:
+            write_model(folder, model)
+    team.word(None)
 
 
 def load(path: str | Path, *, net: nn.Module | None = None) -> Denoiser:
@@ -151,7 +156,7 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], source: Any) -> None:
             )
     with torch.no_grad():
         for name, value in own.items():
-            value.copy_(tensors[name])
+            copy_in(value, tensors[name])
 
 
 def model_hash(path: str | Path) -> str:

@@ -12,6 +12,8 @@ import copy
 import torch
 from torch import nn
 
+from suffuse.training.sharded import local
+
 __all__ = ["EMA"]
 
 
@@ -29,14 +31,18 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"ema must be a decay in [0, 1), got {decay:g}")
         self.decay = decay
-        self.net = copy.deepcopy(net).requires_grad_(False)
-        self.nets = {"ema": self.net}
+        self.nets = {"ema": copy.deepcopy(net).requires_grad_(False)}
+
+    @property
+    def net(self) -> nn.Module:
+        """The average."""
+        return self.nets["ema"]
 
     @torch.no_grad()
     def update(self, net: nn.Module, n: int) -> None:
         """Take in the weights after update n, counted from 1."""
         d = min(self.decay, (1 + n) / (10 + n))
         for a, b in zip(self.net.parameters(), net.parameters(), strict=True):
-            a.lerp_(b, 1 - d)
+            local(a).lerp_(local(b), 1 - d)
         for a, b in zip(self.net.buffers(), net.buffers(), strict=True):
             a.copy_(b)

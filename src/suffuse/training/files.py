@@ -42,7 +42,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     old = _aside(path)
     try:
         yield work
-        for file in work.iterdir():
+        for file in sorted(work.rglob("*")):
             _sync(file)
         _sync(work)
         os.chmod(work, 0o755)
@@ -86,7 +86,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole, or leave the one that is there."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # several processes may write the same file
     part.write_text(text)
     _sync(part)
     os.replace(part, path)

@@ -3,6 +3,9 @@
 Everything random in step n is a function of (seed, n): torch's generator is seeded with them for the step and put
 back afterwards, and the order of the data is a function of (seed, epoch). So a checkpoint needs no generator state,
 and a resumed run repeats no draw and skips none.
+
+Under torchrun each process takes its rows of every batch, and of the random numbers drawn for it: n processes take the
+step of one, up to rounding, and any number goes on where another left off.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +24,17 @@ from torch import Tensor, nn
 
 from suffuse.data import Draws, Rows, Stream, draws
 from suffuse.denoise import check_range
-from suffuse.training import state
+from suffuse.training import sharded, state
 from suffuse.training.backward import Backward, Loss, mixed
 from suffuse.training.ema import EMA
 from suffuse.training.interrupt import Stopped, interruptible
 from suffuse.training.optimizer import Optimizer
+from suffuse.training.parallel import peers
 from suffuse.training.power_ema import Averages, PowerEMA
 from suffuse.training.precision import autocast, chosen
 from suffuse.training.progress import Progress
 from suffuse.training.recompute import recomputed
+from suffuse.training.shares import share
 from suffuse.training.trace import NotFiniteError, diagnose
 
 __all__ = ["Fit", "fit"]
@@ -68,6 +73,7 @@ def fit(
     compile: bool = False,
     accumulate: int = 1,
     gradient_checkpointing: bool = False,
+    shard: bool = False,
     watch: Callable[[Any], Mapping[str, float]] | None = None,
     watch_every: int = 1000,
     checkpoint_every: float = 60.0,
@@ -87,7 +93,7 @@ def fit(
         data: tensors of equal first size N by name, or any data that `sf.data.draws` takes, or what it makes. A batch
             is tensors of B rows by name.
         model: a `Denoiser` around a module, or a module; trained in place.
-        steps, batch_size: how long and how wide.
+        steps, batch_size: how long and how wide, of all processes together.
         lr: after warm-up. weight_decay: decoupled. optimizer: "adamw" or "muon", see `Optimizer`.
         lr_matrices: Muon's rate, by default lr: matrices may bear several times the rate that suits embeddings.
         ema: decay of the averaged weights, a `PowerEMA` for averages whose length is chosen afterwards, or None.
@@ -103,6 +109,8 @@ def fit(
         accumulate: the batch goes through in so many equal parts, with the memory of one.
         gradient_checkpointing: members of the network's `nn.ModuleList`s keep no activations: less memory, the same
             bits, a second forward pass.
+        shard: share weights, gradients and the optimiser's memory out between the processes (FSDP2) instead of
+            keeping them in each; with one process it changes nothing.
         watch: measures the averaged model, which it gets in eval mode and without gradients, every `watch_every`
             steps and at the end; its numbers go to metrics.jsonl. Its randomness is the same each time. See
             `sf.training.validation`.
@@ -119,15 +127,21 @@ def fit(
             stays.
         DiskFullError: no room for a checkpoint; the one before is whole.
         Stopped: a signal asked for it.
+        PeerLostError: another process is gone, or has not answered for the patience of `training.joined`.
     """
+    team = peers()
     net = model if isinstance(model, nn.Module) else model.net
     if isinstance(data, Mapping) and "x" in data:
         check_range(data["x"], "data['x']")
     feed: Draws = data if hasattr(data, "take") else draws(data, seed=seed)  # type: ignore[assignment, arg-type]
+    if team.count > 1:
+        feed.shard = (team.index, team.count)  # type: ignore[attr-defined]
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
     if accumulate < 1 or batch_size % accumulate:
         raise ValueError(f"accumulate must divide the batch of {batch_size} into equal parts, got {accumulate}")
+    if batch_size % (accumulate * team.count):
+        raise ValueError(f"{team.count} processes of {accumulate} parts each must divide the batch, got {batch_size}")
     if not 0 <= decay <= 1:
         raise ValueError(f"decay must be a share in [0, 1], got {decay:g}")
     if out is None and (tensorboard or isinstance(ema, PowerEMA)):
@@ -141,6 +155,18 @@ def fit(
         Averages(net, ema, Path(out or ".")) if isinstance(ema, PowerEMA) else None if ema is None else EMA(net, ema)
     )
     own = loss.to(device) if isinstance(loss, nn.Module) else None
+    given, asked_for, trained, sharing, plain = net, own, model, shard and team.count > 1, {}
+    for module in (net, *([own] if own is not None else []), *(average.nets.values() if average else [])):
+        team.same(module)
+    if sharing:
+        if scaler is not None:
+            raise ValueError("shard=True scales no losses: train with precision='bf16' or 'float32' instead of 'fp16'")
+        net = sharded.shard(net)
+        trained = _with_net(model, net)
+        if own is not None and list(own.parameters()):
+            loss = own = sharded.shard(own)
+        if average is not None:
+            plain, average.nets = average.nets, {k: sharded.shard(one) for k, one in average.nets.items()}
     trains = net if own is None or not list(own.parameters()) else _Both(net, own)
     stepper = Optimizer(optimizer, trains, lr, weight_decay, lr_matrices)
     now = state.State(net, average, stepper, own, scaler, feed)
@@ -161,38 +187,50 @@ def fit(
     fixed |= {"lr_matrices": lr_matrices} if lr_matrices is not None else {}
     fixed |= {"accumulate": accumulate} if accumulate > 1 else {}
     fixed |= {"loss": type(own).__name__} if own is not None else {}
-    keeper = None if out is None else state.Keeper(Path(out), fixed, tensorboard)
-    first, before = 0, 0.0
+    keeper = None if out is None else state.Keeper(Path(out), fixed, tensorboard, team)
+    first, before, mine = 0, 0.0, batch_size // team.count
     if keeper is not None:
         if resume:
             first, before = keeper.restore(now)
         else:
             keeper.clear(overwrite)
     net.train()
-    backward = Backward(loss, seed, dtype, device, accumulate, scaler)
+    alone = Backward(loss, seed, dtype, device, accumulate, scaler)
     averaged = model if average is None else _with_net(model, average.net)
-    began = kept = time.monotonic()
+    done, began = first, time.monotonic()
+    kept = began
     with (
-        recomputed(net, gradient_checkpointing),
+        recomputed(net, gradient_checkpointing, lambda: share(team, batch_size // team.count // accumulate)),
         interruptible(keeper is not None) as asked,
-        Progress("train", steps, done=first, show=progress) as bar,
+        Progress("train", steps, done=first, show=progress and team.first) as bar,
+        team.listening(lambda: _how(keeper, done, steps)),
     ):
-        trained = _with_net(model, torch.compile(net)) if compile else model
+        trained = _with_net(trained, torch.compile(net)) if compile else trained
+        backward = alone.among(team, trained, trains, net)
         for step in range(first, steps):
-            batch = {name: value.to(device, non_blocking=True) for name, value in feed.take(batch_size).items()}
+            batch = {name: value.to(device, non_blocking=True) for name, value in feed.take(mine).items()}
             if step == first and "x" in batch and not isinstance(data, Mapping):
                 check_range(batch["x"], "the first batch's 'x'")
-            share = _rate(step * batch_size, total, warmup, decay)
+            factor = _rate(step * batch_size, total, warmup, decay)
             losses, mean = backward(trained, batch, step)
             if scaler is not None:
                 stepper.unscale(scaler)
-            norm = torch.nn.utils.clip_grad_norm_(trains.parameters(), clip)
+            norm = sharded.gather(torch.nn.utils.clip_grad_norm_(trains.parameters(), clip))
+            due = time.monotonic() - kept >= checkpoint_every
+            if team.count > 1:  # the first process's clock, and anybody's signal
+                total_mean, stop, late = team.sums(mean, asked.by is not None, due and team.first, device=device)
+                mean, due = mean.new_tensor(total_mean / team.count), late > 0
+                asked.by = asked.by or ("a signal to another process" if stop else None)
             whole = bool((mean + norm).isfinite())
             if not whole and (scaler is None or not bool(mean.isfinite()) or scaler.get_scale() < 1):
                 if keeper is not None and step > first:
                     keeper.write(now, step, before + time.monotonic() - began)
-                raise NotFiniteError(diagnose(backward, model, batch, losses, step))
-            stepper.step(share if whole else None)
+                bad = team.each(sum(int((~part.isfinite()).sum()) for part in losses))
+                if sharing or (any(bad) and not bad[team.index]):
+                    rows = f"{sum(bad)} rows" if any(bad) else "its gradient"
+                    raise NotFiniteError(f"not finite at step {step}: {rows}; rows of each process: {bad}")
+                raise NotFiniteError(diagnose(replace(backward, synced=None), model, batch, losses, step))
+            stepper.step(factor if whole else None)
             if scaler is not None:
                 scaler.update()
             if average is not None and whole:
@@ -205,7 +243,7 @@ def fit(
                     "step": done,
                     "samples": done * batch_size,
                     "loss": mean.item(),
-                    "lr": lr * share,
+                    "lr": lr * factor,
                     "grad_norm": norm.item(),
                     "seconds": round(before + at - began, 3),
                 }
@@ -217,17 +255,27 @@ def fit(
                 if isinstance(average, Averages):
                     with keeper.room(f"averages of step {done}"):
                         average.keep(done, done == steps)
-                if at - kept >= checkpoint_every or done == steps or asked.by:
+                if due or done == steps or asked.by:
                     keeper.write(now, done, before + at - began)
                     kept = time.monotonic()
                 if asked.by:
                     stopped = Stopped(asked.by, done, steps, keeper.out)
-                    print(stopped, file=sys.stderr, flush=True)
+                    if team.first:
+                        print(stopped, file=sys.stderr, flush=True)
                     raise stopped
     if keeper is not None:
         keeper.close()
     seconds = before + time.monotonic() - began
-    net.eval()
+    if sharing:
+        sharded.pour(net, given, device)
+        if own is not None and asked_for is not None and own is not asked_for:
+            sharded.pour(own, asked_for, device)
+        if average is not None:
+            for name, one in plain.items():
+                sharded.pour(average.nets[name], one, device)
+            average.nets = plain
+            averaged = _with_net(model, average.net)
+    given.eval()
     if average is not None:
         average.net.eval()
     return Fit(model, averaged, steps, seconds, total / seconds)
@@ -239,6 +287,16 @@ class _Both(nn.Module):
     def __init__(self, net: nn.Module, loss: nn.Module) -> None:
         super().__init__()
         self.net, self.loss = net, loss
+
+
+def _how(keeper: state.Keeper | None, done: int, steps: int) -> str:
+    """How far a run came that lost a process, and how to go on."""
+    if keeper is None or not keeper.all():
+        return f"at step {done} of {steps}; there is no checkpoint"
+    return (
+        f"at step {done} of {steps}; the newest checkpoint is {keeper.all()[-1].name} in {keeper.out}: run the same "
+        "again with resume=True (--resume) to go on"
+    )
 
 
 def _with_net(model: Any, net: Any) -> Any:

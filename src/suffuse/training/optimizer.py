@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from suffuse.training.sharded import copy_in, sharded
 
 __all__ = ["Optimizer"]
 
@@ -35,6 +37,8 @@ class Optimizer:
         if lr_matrices is not None and name != "muon":
             raise ValueError(f"lr_matrices is Muon's rate, got {lr_matrices:g} with optimizer={name!r}")
         matrices = list(_matrices(net)) if name == "muon" else []
+        if any(sharded(p) for p in matrices):
+            raise ValueError("Muon needs whole matrices: train with shard=False, or with optimizer='adamw'")
         taken = {id(p) for p in matrices}
         others = [p for p in net.parameters() if id(p) not in taken]
         fused = all(p.device.type in ("cpu", "cuda") for p in others)
@@ -71,16 +75,32 @@ class Optimizer:
             for key, value in entry.items()
         }
 
+    def empty(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Zeros to read `tensors` of these names into, shared out between processes as the parameters are."""
+        every = self._every()
+        return {
+            name: torch.zeros(()) if shape == () else torch.zeros_like(every[int(name.split(".", 1)[0])].detach())
+            for name, shape in shapes.items()
+        }
+
     def fill(self, tensors: dict[str, Tensor]) -> None:
-        """Take up what `tensors` gave."""
+        """Take up what `tensors` gave; whole tensors are shared out where the parameters are."""
+        every = self._every()
         entries: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             i, key = name.split(".", 1)
+            of = every[int(i)].detach()
+            if sharded(of) and not sharded(value) and value.ndim:
+                whole, value = value, torch.zeros_like(of)
+                copy_in(value, whole)
             entries.setdefault(int(i), {})[key] = value
         for first, part in self._numbered():
             n = sum(len(group["params"]) for group in part.param_groups)
             own: dict[str, Any] = {"state": {i - first: v for i, v in entries.items() if first <= i < first + n}}
             part.load_state_dict(own | {"param_groups": part.state_dict()["param_groups"]})
+
+    def _every(self) -> list[Tensor]:
+        return [p for part in self.parts for group in part.param_groups for p in group["params"]]
 
     def _numbered(self) -> Iterator[tuple[int, torch.optim.Optimizer]]:
         first = 0

@@ -26,7 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from suffuse.training.checkpoint import fill
-from suffuse.training.files import ModelFileError, read_tensors, whole_folder, write_tensors
+from suffuse.training.files import ModelFileError, read_tensors, write_tensors
+from suffuse.training.parallel import peers
+from suffuse.training.sharded import gather, local
 
 __all__ = ["PowerEMA", "post_hoc_ema"]
 
@@ -75,7 +77,7 @@ class Averages:
     """
 
     def __init__(self, net: nn.Module, spec: PowerEMA, out: Path) -> None:
-        self.spec, self.folder = spec, out / "averages"
+        self.spec, self.folder, self.team = spec, out / "averages", peers()
         self.gammas = [gamma(length) for length in spec.lengths]
         self.nets = {_name(length): copy.deepcopy(net).requires_grad_(False) for length in spec.lengths}
 
@@ -90,16 +92,18 @@ class Averages:
         for g, average in zip(self.gammas, self.nets.values(), strict=True):
             beta = (1 - 1 / n) ** (g + 1)
             for a, b in zip(average.parameters(), net.parameters(), strict=True):
-                a.lerp_(b, 1 - beta)
+                local(a).lerp_(local(b), 1 - beta)
             for a, b in zip(average.buffers(), net.buffers(), strict=True):
                 a.copy_(b)
 
     def keep(self, n: int, last: bool) -> None:
         """Write a snapshot after update n, if it is time."""
         if n % self.spec.every == 0 or last:
-            with whole_folder(self.folder / f"step-{n:08d}") as work:
+            with self.team.folder(self.folder / f"step-{n:08d}") as work:
                 for name, average in self.nets.items():
-                    write_tensors(work / f"{name}.safetensors", average.state_dict())
+                    tensors = {key: gather(value) for key, value in average.state_dict().items()}
+                    if self.team.first:
+                        write_tensors(work / f"{name}.safetensors", tensors)
 
 
 def _name(length: float) -> str:

@@ -7,9 +7,10 @@ Chen et al. 2016. torch.utils.checkpoint does the work, and puts the generator b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -26,11 +27,11 @@ def blocks(net: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def recomputed(net: nn.Module, on: bool) -> Iterator[None]:
+def recomputed(net: nn.Module, on: bool, again: Callable[[], Any] = nullcontext) -> Iterator[None]:
     """While inside, the blocks of a network keep only what goes into them.
 
     Args:
-        on: False changes nothing.
+        on: False changes nothing. again: makes the context in which they are computed again.
     Raises:
         ValueError: the network has no blocks.
     """
@@ -38,7 +39,9 @@ def recomputed(net: nn.Module, on: bool) -> Iterator[None]:
     if on and not found:
         raise ValueError(f"{type(net).__name__} has no nn.ModuleList whose members could be recomputed")
     for block in found:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(
+            checkpoint, block.forward, use_reentrant=False, context_fn=lambda: (nullcontext(), again())
+        )
     try:
         yield
     finally:

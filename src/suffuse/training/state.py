@@ -1,7 +1,8 @@
 """Checkpoints of a training run, and its log.
 
 `out/checkpoints/step-00000120/` is written under another name and renamed, so a folder of that name is whole; the
-newest two are kept.
+newest two are kept. Of several processes the first writes; where weights are sharded, each writes its own part. Any
+number of processes reads either, from one file system.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from suffuse.training.checkpoint import fill
 from suffuse.training.ema import EMA
@@ -27,13 +28,14 @@ from suffuse.training.files import (
     discard,
     read_json,
     read_tensors,
-    whole_folder,
     write_json,
     write_tensors,
     write_text,
 )
 from suffuse.training.optimizer import Optimizer
+from suffuse.training.parallel import Peers
 from suffuse.training.power_ema import Averages
+from suffuse.training.sharded import read_shards, shapes_of, sharded, write_shards
 
 __all__ = ["DiskFullError", "Keeper", "State"]
 
@@ -72,10 +74,14 @@ class Keeper:
         out: the run's folder.
         settings: what must be the same for a resumed run to be the same run.
         tensorboard: whether numbers also go to out/tensorboard.
+        team: the processes that train together; all of them call every method.
     """
 
-    def __init__(self, out: Path, settings: dict[str, Any], tensorboard: bool = False) -> None:
+    def __init__(
+        self, out: Path, settings: dict[str, Any], tensorboard: bool = False, team: Peers | None = None
+    ) -> None:
         self.out, self.settings, self.tensorboard = out, settings, tensorboard
+        self.team = team or Peers()
         self.folder, self.lines = out / "checkpoints", out / "metrics.jsonl"
         self._board: Any = None
 
@@ -89,8 +95,11 @@ class Keeper:
         Raises:
             ValueError: there are checkpoints of an earlier run, and not `overwrite`.
         """
-        if self.all() and not overwrite:
-            raise ValueError(f"{self.out} holds checkpoints up to {self.all()[-1].name}: resume, or overwrite them")
+        there = self.team.word([old.name for old in self.all()])
+        if there and not overwrite:
+            raise ValueError(f"{self.out} holds checkpoints up to {there[-1]}: resume, or overwrite them")
+        if not self.team.first:
+            return
         for old in self.all():
             discard(old)
         self.lines.unlink(missing_ok=True)
@@ -104,16 +113,24 @@ class Keeper:
             DiskFullError: there is no room for it.
         """
         about: dict[str, Any] = {"step": step, "seconds": seconds, "settings": self.settings}
-        about["position"] = state.data.position
+        about["position"] = self.team.each(state.data.position)[-1]  # the last one's samples end the batch
         if state.scaler is not None:
             about["scaler"] = state.scaler.state_dict()
-        with self.room(f"checkpoint step-{step:08d}"), whole_folder(self.folder / f"step-{step:08d}") as work:
+        with self.room(f"checkpoint step-{step:08d}"), self.team.folder(self.folder / f"step-{step:08d}") as work:
             for name, module in state.modules().items():
-                write_tensors(work / f"{name}.safetensors", module.state_dict())
-            write_tensors(work / "optimizer.safetensors", state.optimizer.tensors())
-            write_json(work / "state.json", about)
-        for old in self.all()[:-2]:
-            discard(old)
+                self._put(work / name, module.state_dict())
+            self._put(work / "optimizer", state.optimizer.tensors())
+            if self.team.first:
+                write_json(work / "state.json", about)
+        if self.team.first:
+            for old in self.all()[:-2]:
+                discard(old)
+
+    def _put(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        if any(sharded(value) for value in tensors.values()):
+            write_shards(path, tensors)
+        elif self.team.first:
+            write_tensors(path.parent / f"{path.name}.safetensors", tensors)
 
     def restore(self, state: State) -> tuple[int, float]:
         """Fill everything from the newest checkpoint; (0, 0.0) when there is none.
@@ -122,8 +139,10 @@ class Keeper:
             ValueError: the run was started with other settings.
             ModelFileError: there are checkpoints, and all are damaged.
         """
-        for part in self.folder.glob(".step-*.part"):  # what a kill left half written
-            shutil.rmtree(part, ignore_errors=True)
+        if self.team.first:
+            for part in self.folder.glob(".step-*.part"):  # what a kill left half written
+                shutil.rmtree(part, ignore_errors=True)
+        self.team.word(None)
         for newest in reversed(self.all()):
             try:
                 return self._read(newest, state)
@@ -144,21 +163,31 @@ class Keeper:
         if other:
             raise ValueError(f"cannot resume {self.out} with other settings: {'; '.join(other)}")
         modules = state.modules()
-        tensors = {name: read_tensors(newest / f"{name}.safetensors") for name in (*modules, "optimizer")}
+        spread = [name for name in (*modules, "optimizer") if (newest / name).is_dir()]
+        tensors = {
+            name: read_tensors(newest / f"{name}.safetensors") for name in (*modules, "optimizer") if name not in spread
+        }
+        for name in spread:
+            own = modules[name].state_dict() if name in modules else state.optimizer.empty(shapes_of(newest / name))
+            read_shards(newest / name, own)
+            tensors[name] = own
         for name, module in modules.items():
-            fill(module, tensors[name], newest / f"{name}.safetensors")
+            if name not in spread:
+                fill(module, tensors[name], newest / f"{name}.safetensors")
         state.optimizer.fill(tensors["optimizer"])
         if state.scaler is not None:
             state.scaler.load_state_dict(about["scaler"])
         step = about["step"]
         state.data.seek(about.get("position", {"sample": step * self.settings["batch_size"]}))
-        if self.lines.exists():
+        if self.team.first and self.lines.exists():
             whole = [line for line in self.lines.read_text().splitlines() if line.endswith("}")]
             write_text(self.lines, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
         return step, about["seconds"]
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, and its numbers to TensorBoard."""
+        if not self.team.first:
+            return
         with self.room("metrics.jsonl"):
             self.out.mkdir(parents=True, exist_ok=True)
             with self.lines.open("a") as file:

@@ -1,0 +1,61 @@
+"""Run a function in n forked processes that train together over gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from suffuse.training import joined
+
+
+def together(work: Callable[[], Any], n: int = 2, patience: float = 30.0) -> list[Any]:
+    """What `work` returns in each of n processes, or what it raised."""
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pairs = [context.Pipe(duplex=False) for _ in range(n)]
+    children = [context.Process(target=_child, args=(work, i, n, port, patience, pairs[i][1])) for i in range(n)]
+    for child in children:
+        child.start()
+    for _, sends in pairs:
+        sends.close()
+    said = []
+    for receives, _ in pairs:
+        try:
+            said.append(pickle.loads(receives.recv_bytes()))
+        except EOFError:
+            said.append(EOFError())
+    for child in children:
+        child.join(20)
+        child.kill()
+    return said
+
+
+def _child(
+    work: Callable[[], Any], index: int, n: int, port: int, patience: float, sends: Any, quiet: bool = False
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(index), "WORLD_SIZE": str(n), "LOCAL_RANK": str(index)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        with joined(patience):
+            said = work()
+    except BaseException as error:
+        if not quiet:
+            traceback.print_exc()
+        said = error
+    if quiet:
+        os._exit(0)
+    try:
+        sends.send_bytes(pickle.dumps(said))
+    except Exception:
+        sends.send_bytes(pickle.dumps(RuntimeError(repr(said))))
+    os._exit(0)
