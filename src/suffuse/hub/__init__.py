@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from suffuse.denoise import Denoiser
+from suffuse.hub.blocks import blocks
 from suffuse.hub.clip import clip
 from suffuse.hub.control import adapter, controlnet
 from suffuse.hub.doctor import check
@@ -31,6 +32,7 @@ from suffuse.hub.tensors import tensors
 __all__ = [
     "Scheduler",
     "adapter",
+    "blocks",
     "check",
     "clip",
     "controlnet",
