@@ -232,7 +232,7 @@ class Reader(nn.Module):
             return nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.SiLU())
 
         self.near = layer(3, width)
-        self.half = nn.Sequential(layer(width, 2 * width, 2), layer(2 * width, 2 * width))
+        self.middle = nn.Sequential(layer(width, 2 * width, 2), layer(2 * width, 2 * width))
         self.deep = nn.Sequential(
             layer(2 * width, 2 * width, 2), layer(2 * width, 2 * width), layer(2 * width, 2 * width)
         )
@@ -241,7 +241,7 @@ class Reader(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 13, 2), x and y in pixels."""
         near = self.near(x)
-        half = self.half(near)
+        half = self.middle(near)
         parts = [F.interpolate(v, size=x.shape[2:], mode="bilinear") for v in (half, self.deep(half))]
         heat = self.out(torch.cat([near, *parts], 1)).flatten(2).softmax(-1).view(len(x), -1, *x.shape[2:])
         grid = [torch.arange(n, device=x.device) + 0.5 for n in x.shape[2:]]
