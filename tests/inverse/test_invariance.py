@@ -6,7 +6,7 @@ import torch
 import suffuse as sf
 from suffuse import inverse, samplers
 
-from .methods import MASK, METHODS, SHAPE, mixture
+from .methods import MASK, METHODS, SHAPE, WINDOW, mixture
 
 
 def test_every_method_is_tried():
@@ -28,6 +28,19 @@ def test_a_sample_does_not_depend_on_its_batch_mates(name, dtype):
         # 1e-11 is the law; single precision is rounded by row, and a guided step enlarges that
         torch.testing.assert_close(alone, together[part], rtol=0, atol=1e-4 if dtype == torch.float32 else 1e-11)
     assert (together[0] - together[-1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"repaint", "blended"}))
+def test_a_measurement_of_another_shape_counts_row_by_row(name):
+    world, act = mixture(), METHODS[name]
+    k = 16 if name == "tds" else 1
+    y = WINDOW(world.sample(2, seed=3)) * torch.tensor([1.0, 0.2], dtype=torch.float64).reshape(2, 1, 1, 1)
+    noise = sf.noise((2 * k, *SHAPE), seed=1, dtype=torch.float64)
+    together = act(world, WINDOW, y, 0.2, noise, 5, 0)
+    alone = act(world, WINDOW, y[1:], 0.2, noise[k:], 5, k)
+    torch.testing.assert_close(alone, together[k:], rtol=0, atol=1e-11)
+    other = act(world, WINDOW, y.flip(0), 0.2, noise, 5, 0)
+    assert (other - together).abs().max() > 1e-3, "y is heard"
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -48,7 +48,7 @@ class _Twist:
         var = (self.noise.variance(self.A(d.x0)) + d.variance(self.spread)) * torch.ones_like(r)
         self.log = -0.5 * (r.square() / var + var.log()).flatten(1).sum(1)
         self.x, self.x0 = x, d.x0
-        self.guided = d.x0 + d.covariance(self.A.vjp(d.x0, r) / var)
+        self.guided = d.x0 + d.covariance(self.A.vjp(d.x0, r / var))
 
     def take(self, index: Tensor, x: Tensor) -> None:
         self.x, self.x0, self.guided, self.log = x, self.x0[index], self.guided[index], self.log[index]
