@@ -23,6 +23,7 @@ from torch import Tensor
 
 import suffuse as sf
 from suffuse import grids, nets, samplers, schedules
+from suffuse.hub.folder import require
 
 ROWS, SEED, STEPS, BAR = 16, 3, 20, 1e-4
 
@@ -60,8 +61,7 @@ def ours(steps: int, data: Any) -> Any:
 
 def theirs(steps: int, data: Any, folder: Path) -> Any:
     """A UNet2DModel, trained and saved as diffusers' own tutorials do: the pipeline."""
-    import diffusers
-
+    diffusers = require("diffusers")
     torch.manual_seed(0)
     net = diffusers.UNet2DModel(
         sample_size=8,
@@ -121,7 +121,7 @@ def into(steps: int, data: Any, root: Path) -> dict[str, float]:
 
 def main() -> None:
     """Train both, cross over, compare."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=300, help="of training, each way")
     steps = parser.parse_args().steps
     data = sf.data.digits("train")
