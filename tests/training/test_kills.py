@@ -42,7 +42,7 @@ def _killed_once(work, chance):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     pipes = [context.Pipe(duplex=False) for _ in range(2)]
-    children = [context.Process(target=_child, args=(work, i, 2, port, 20.0, pipes[i][1], True)) for i in range(2)]
+    children = [context.Process(target=_child, args=(work, i, 2, port, 10.0, pipes[i][1], True)) for i in range(2)]
     for child in children:
         child.start()
     time.sleep(chance.uniform(0.1, float(os.environ.get("SUFFUSE_KILLS_WITHIN", "4"))))
@@ -51,7 +51,7 @@ def _killed_once(work, chance):
     for i in which:
         os.kill(children[i].pid, signal.SIGKILL)
     for child in children:
-        child.join(40)
+        child.join(120)
         assert not child.is_alive(), "the other process did not notice"
     return all(done)
 
@@ -72,10 +72,11 @@ def test_killed_at_random_moments_two_processes_end_with_the_same_bits(shard, tm
         for _ in range(5):
             finished = _killed_once(lambda folder=folder: work(folder), chance)
             seen += _readable(folder)
+            print(f"kill {count}, {seen} checkpoints read", flush=True)
             if finished:
                 break
             count += 1
         for said in together(lambda folder=folder: work(folder)):
             assert all(np.array_equal(a, b) for a, b in zip(whole, said, strict=True))
-    print(f"{count} kills in {run} runs, {seen} checkpoints read")
+    print(f"\n{count} kills in {run} runs, {seen} checkpoints read")
     assert seen

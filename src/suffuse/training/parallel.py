@@ -162,6 +162,8 @@ def joined(patience: float | None = None) -> Iterator[Peers]:
     Args:
         patience: seconds that an exchange may take before the others count as lost, by default 45 or the environment's
             SUFFUSE_PATIENCE. Not less than what the processes' work between two exchanges may differ by.
+    Raises:
+        PeerLostError: not all processes came.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield peers()
@@ -170,7 +172,13 @@ def joined(patience: float | None = None) -> Iterator[Peers]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=wait)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=wait)
+    except RuntimeError as error:
+        index, count = os.environ.get("RANK", "?"), os.environ["WORLD_SIZE"]
+        raise PeerLostError(
+            f"process {index} of {count}: not all of the {count} processes met within {wait.total_seconds():.0f} s"
+        ) from error
     yield peers()
     dist.destroy_process_group()  # after an error the others may be gone, and this would wait for them
 
