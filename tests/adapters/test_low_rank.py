@@ -110,6 +110,8 @@ def test_one_alone_is_that_one_in_a_batch_and_strength_is_linear_in_the_layer():
     with torch.no_grad():
         off, half, on = (adapters.scaled(net, s)(y) for s in (0.0, 0.5, 1.0))
     torch.testing.assert_close(half - off, (on - off) / 2)
+    with torch.no_grad():
+        torch.testing.assert_close(adapters.merged(net)(y), on)
     assert (on - off).abs().max() > 0.1
 
 

@@ -111,7 +111,12 @@ def train(
     }
     of_class = [t.format(noun) for t in TEMPLATES]
     preserves = prior > 0 and method in ("dreambooth", "dreambooth-lora")
-    data = _rows(x, told, _priors(model, of_class, priors, w, seed, out) if preserves else None, style)
+    data = _rows(
+        x,
+        told,
+        _priors(model, of_class, priors, w, seed, out / f"class-{weights}-{noun}.safetensors") if preserves else None,
+        style,
+    )
     learns = _learning(model, method, token, noun, rank, seed)
     prompts = told + of_class
 
@@ -189,13 +194,12 @@ def _rows(x: Tensor, told: list[str], prior: Tensor | None, style: bool) -> dict
     return rows | {"prior_x": prior[i % len(prior)], "prior_prompt": len(told) + i % len(prior) % len(TEMPLATES)}
 
 
-def _priors(model: Denoiser, prompts: list[str], n: int, w: float, seed: int, out: Path) -> Tensor:
-    """Pictures that the base itself draws of the class, prompt i % 3 for picture i; kept in `out`."""
-    file = out / "class.safetensors"
+def _priors(model: Denoiser, prompts: list[str], n: int, w: float, seed: int, file: Path) -> Tensor:
+    """Pictures that the base itself draws of the class, prompt i % 3 for picture i; kept in `file`."""
     if file.exists() and len(kept := read_tensors(file)["x"]) == n:
         return kept
     spoken = model.given(text=[prompts[i % len(prompts)] for i in range(n)])
     x = sample_many(guide(spoken, model, w), n, shapes.SHAPE, seed + 1_000_003, nfe=20).clamp(-1, 1)
-    out.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(file, {"x": x})
     return x
