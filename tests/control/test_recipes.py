@@ -66,9 +66,9 @@ def test_a_personal_model_is_a_run_like_any_other(base, tmp_path, method):
 
 def test_pictures_and_captions_of_a_folder(tmp_path):
 
-    pictures.save_png(pictures.grid(torch.ones(1, 3, 8, 8), 1), tmp_path / "a.png")
+    pictures.save_png(pictures.grid(torch.ones(1, 3, 8, 8), 1, gap=0), tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a white square\n")
-    pictures.save_png(pictures.grid(-torch.ones(1, 3, 8, 8), 1), tmp_path / "b.png")
+    pictures.save_png(pictures.grid(-torch.ones(1, 3, 8, 8), 1, gap=0), tmp_path / "b.png")
     x, captions = personalise.pictures_in(tmp_path, 8)
     assert captions == ["a white square", None] and x[0].min() == 1 and x[1].max() == -1
     (tmp_path / "empty").mkdir()
