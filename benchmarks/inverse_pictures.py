@@ -274,7 +274,7 @@ def main() -> None:
     parse.add_argument("sets", nargs="+", choices=["digits", "fashion", "shapes"])
     parse.add_argument("--run", type=Path, default=None, help="of the prior; by default runs/SET")
     parse.add_argument("--n", type=int, default=None, help="pictures; by default 64 digits, 16 clothes, 128 scenes")
-    parse.add_argument("--nfe", type=int, default=None, help="evaluations; by default 50, and 100 for shapes")
+    parse.add_argument("--nfe", type=int, default=None, help="evaluations; by default 50, and 24 for shapes")
     parse.add_argument("--methods", nargs="+", default=None)
     parse.add_argument("--w", type=float, default=3.0, help="guidance of the fill by text")
     parse.add_argument("--out", type=Path, default=Path("docs/inverse.md"))
@@ -284,7 +284,7 @@ def main() -> None:
         run, began = given.run or Path("runs") / name, time.process_time()
         if name == "shapes":
             fills = given.methods or ["ddnm", "repaint"]
-            text = of_shapes(run, given.n or 128, given.nfe or 100, images, fills, given.w)
+            text = of_shapes(run, given.n or 128, given.nfe or 24, images, fills, given.w)
             title = "Filling scenes of the shapes world"
         else:
             make: Callable[[Path, int], World] = {"digits": of_digits, "fashion": of_fashion}[name]

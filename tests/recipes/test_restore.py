@@ -151,7 +151,7 @@ MISUSED = {
     "no number": (["restore", "IMAGE", "--operator", "blur:much"], "blur takes float after a colon"),
     "does not fit": (["restore", "IMAGE", "--operator", "grey"], "Greyscale mixes 3 channels"),
     "box outside": (["restore", "IMAGE", "--operator", "box:4,4,8,8"], "does not lie within 8 x 8"),
-    "nonlinear": (["restore", "IMAGE", "--operator", "hdr:2"], "pigdm needs a linear operator"),
+    "nonlinear": (["restore", "IMAGE", "--operator", "hdr:2"], "mmps needs a linear operator"),
     "sigma 0": (
         ["restore", "IMAGE", "--operator", "blur:1", "--method", "mmps", "--sigma", "0"],
         "mmps divides by sigma",

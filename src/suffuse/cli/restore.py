@@ -39,7 +39,7 @@ class Restore:
         "reddiff",
         "flowdps",
         "resample",
-    ] = "pigdm"
+    ] = "mmps"
     """how; docs/inverse.md compares them"""
     sigma: float = 0.05
     """standard deviation of the measurement's noise; pictures run from -1 to 1"""
@@ -88,7 +88,7 @@ class Fill:
     """top, left, height and width of what to paint, in pixels of the model's size; or"""
     grow: int = 0
     """pixels to paint beyond each edge"""
-    method: Literal["repaint", "blended", "ddnm", "pigdm", "mmps"] = "repaint"
+    method: Literal["repaint", "ddnm", "blended"] = "repaint"
     """how"""
     label: int | None = None
     """class it shall show, of a model that may be told one"""

@@ -5,7 +5,9 @@ r^2 = s^2 sigma_t^2/(s^2 alpha^2 + sigma_t^2)
 
 Approximated: Cov[x0 | x_t] = r^2 I inside the likelihood, which is right for data N(m, s^2 I). Where the data have
 structure, early steps trust the measurement too little in some directions and too much in others: modes get wrong
-weights, and the spread along directions that y does not see is too small or too large.
+weights, and the spread along directions that y does not see is too small or too large. Along a direction in which the
+true covariance is L > r^2 + sigma^2 the push is L/(r^2 + sigma^2) times too long: pictures with large flat areas come
+out overdriven, most of all with few steps and holes to fill. `mmps` solves for what is guessed here.
 
 Song et al. 2023 (Pseudoinverse-guided diffusion models); one vjp an evaluation.
 """

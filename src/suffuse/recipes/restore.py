@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suffuse import inverse, joint, operators, pictures, samplers
+from suffuse import grids, inverse, joint, operators, pictures, samplers
 from suffuse.data.decode import picture
 from suffuse.operators import Crops, GaussianNoise, LinearOperator, Mask, Operator
 from suffuse.random import noise
@@ -121,7 +121,7 @@ def restored(
     return METHODS[method](model, A, y, z, sigma, nfe, seed).clamp(-1, 1)
 
 
-FILLS = ("repaint", "blended", "ddnm", "pigdm", "mmps")
+FILLS = ("repaint", "ddnm", "blended")
 
 
 def filled(model: Any, A: Mask, y: Tensor, z: Tensor, *, method: str, nfe: int, seed: int) -> Tensor:
@@ -135,20 +135,14 @@ def filled(model: Any, A: Mask, y: Tensor, z: Tensor, *, method: str, nfe: int, 
     """
     if method not in FILLS:
         raise ValueError(f"unknown method {method!r}: one of {', '.join(FILLS)}")
-    if method == "blended":
-        x = inverse.blended(model, A, y, z, steps=nfe, seed=seed)
-    elif method == "ddnm":  # with time travel, or the two parts do not match
-        grid = _travelled(model, nfe)
+    if method == "ddnm":  # with time travel, or the two parts do not match
+        grid = grids.time_travel(grids.flow(model.schedule, max(nfe // 3, 1)), jump=1, repeats=3)
         x = sample(inverse.ddnm(model, A, y), z, sampler=samplers.ddpm.rising(), grid=grid, seed=seed)
+    elif method == "repaint":
+        x = inverse.repaint(model, A, y, z, steps=max(nfe // 5, 1), repeats=5, seed=seed)
     else:
-        x = METHODS[method](model, A, y, z, 0.02, nfe, seed)
+        x = inverse.blended(model, A, y, z, steps=nfe, seed=seed)
     return torch.where(A._m(x), y.to(x), x.clamp(-1, 1))
-
-
-def _travelled(model: Any, nfe: int) -> Tensor:
-    from suffuse import grids
-
-    return grids.time_travel(grids.flow(model.schedule, max(nfe // 3, 1)), jump=1, repeats=3)
 
 
 def seams(x: Tensor, known: Tensor) -> Tensor:
@@ -209,7 +203,7 @@ def restore(
     out: Path,
     *,
     operator: str,
-    method: str = "pigdm",
+    method: str = "mmps",
     sigma: float = 0.05,
     measured: bool = False,
     size: int | None = None,
