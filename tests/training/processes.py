@@ -11,6 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo  # what DDP and FSDP import when they are built: here once, instead of in every child
+import torch.distributed.checkpoint
+import torch.distributed.fsdp
+import torch.distributed.tensor
+from torch.distributed.checkpoint import hf_storage  # noqa: F401
 
 from suffuse.training import joined
 

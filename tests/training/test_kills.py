@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
-import signal
 import socket
 import time
 
@@ -49,7 +48,7 @@ def _killed_once(work, chance):
     which = chance.choice([[0], [1], [0, 1]])
     done = [not child.is_alive() for child in children]
     for i in which:
-        os.kill(children[i].pid, signal.SIGKILL)
+        children[i].kill()
     for child in children:
         child.join(120)
         assert not child.is_alive(), "the other process did not notice"
