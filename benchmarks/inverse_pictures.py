@@ -131,7 +131,7 @@ def table(world: World, nfe: int, names: list[str], images: Path) -> str:
     for text, strip in zip(world.problems, strips, strict=True):
         file = images / f"inverse_{world.name}_{text.split(':')[0]}.png"
         about = {"made by": "benchmarks/inverse_pictures.py", "operator": text, "sigma": SIGMA, "nfe": nfe}
-        pictures.save_png(pictures.grid(strip, 8, scale=max(1, 48 // size[0]), gap=1), file, about)
+        pictures.save_png(pictures.grid(strip, min(8, len(x)), scale=max(1, 56 // size[0]), gap=1), file, about)
     head = "".join(f" {p} |" for p in world.problems)
     lines = [
         f"PSNR in dB for each problem, then SSIM and perceptual distance (not LPIPS: {world.features}, all weights 1), "
