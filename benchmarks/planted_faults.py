@@ -225,7 +225,7 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail, i
         "8 resume",
         "training/state.py",
         'tensors = {name: read_tensors(newest / f"{name}.safetensors")',
-        'tensors = {name: read_tensors(newest / f"{name.replace(\'ema\', \'model\')}.safetensors")',
+        "tensors = {name: read_tensors(newest / f\"{name.replace('ema', 'model')}.safetensors\")",
         "training/test_fit.py",
         "the average restored from the weights",
     ),

@@ -129,9 +129,7 @@ def told(
     from suffuse import guide
 
     model = made.model()
-    if w is None:
-        w = made.settings.get("w", 1.0) if prompts or labels else 1.0
-    w = float(w)
+    w = float((made.settings.get("w", 1.0) if prompts or labels else 1.0) if w is None else w)
     if prompts and labels and len(prompts) != len(labels):
         raise ValueError(f"--prompt has {len(prompts)} values and --label {len(labels)}: give as many of both")
     said: dict[str, Any] = {}
