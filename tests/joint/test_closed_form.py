@@ -278,6 +278,23 @@ def test_syncdiffusion_moves_a_step_by_the_gradient_of_the_distance():
     torch.testing.assert_close(push.flatten(1), wanted, rtol=1e-8, atol=1e-8)
 
 
+def test_syncdiffusion_pushes_as_much_with_correctors_as_without():
+    """The default asks mostly at the end of each step, where the push of that step belongs too."""
+    A, schedule = WINDOWS["crops"][0], SCHEDULES["vp"]
+    prior, z = oracle.Gaussian(normal(1, 4, 5, seed=2), 0.3, schedule=schedule), normal(64, 1, *worlds.CANVAS, seed=6)
+
+    def distance(a, b):
+        return (a - b).square().flatten(1).sum(1) / 2
+
+    def far(w, rule):
+        y = A(sf.sample(joint.syncdiffusion(prior, A, distance, w=w), z, steps=12, sampler=rule))
+        return (y - y[:, :1]).square().mean().item()
+
+    plain, push = far(0.0, None), far(0.05, samplers.ddim)
+    assert push < 0.85 * far(0.0, samplers.ddim)
+    assert plain - far(0.05, None) > 0.5 * (plain - push)
+
+
 class Tiny(torch.nn.Module):
     """A network of nothing in particular."""
 

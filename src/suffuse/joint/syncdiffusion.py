@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from suffuse.denoise import denoiser
-from suffuse.inverse.measured import gain, near, tweedie
+from suffuse.inverse.measured import Stride, gain, near, tweedie
 from suffuse.joint.views import Joint, Views, asked, each, some, views_of
 from suffuse.parameterize import Prediction
 
@@ -72,7 +72,8 @@ def syncdiffusion(
     seen = views_of(views, weights, chunk, False, model)
     extra = {"distance": distance, "w": w, "anchor": anchor, "between": between, "eta": eta}
     settings = {"views": seen} | {k: v for k, v in extra.items() if k != "distance"}
-    made = denoiser(_synced, parts=[model], name="syncdiffusion", settings=settings, extra=extra | {"views": seen})
+    extra |= {"views": seen}
+    made = denoiser(_synced, parts=[model], name="syncdiffusion", settings=settings, extra=extra, state=Stride)
     return Joint.of(made, seen)
 
 
@@ -88,15 +89,16 @@ def _synced(
     anchor: int,
     between: tuple[float, float],
     eta: float,
+    state: Stride,
 ) -> Prediction:
     views.check_white(z)
     n = views.shape(z)[0]
     if not 0 <= anchor < n:
         raise ValueError(f"the anchor must be one of {n} views, got number {anchor}")
     time = _one(t)
-    ends = to is not None and _one(to) == time  # a corrector asks where its step ends already
-    pushes = w > 0 and between[0] <= time <= between[1] and near(model.schedule, time) == time and not ends
-    slope = gain(model.schedule, time, to, eta, z, "syncdiffusion") if pushes else 1.0
+    pushes = w > 0 and between[0] <= time <= between[1] and near(model.schedule, time) == time
+    begin = time if to is None else state.begin(time, _one(to))
+    slope = gain(model.schedule, begin, to, eta, z, "syncdiffusion") if pushes else 1.0
     target = asked(model, views.part(anchor, anchor + 1)(z), t, to, anchor, n).x0.detach() if pushes else z
 
     def ask(i: int, j: int) -> Tensor:
