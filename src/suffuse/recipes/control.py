@@ -256,7 +256,7 @@ def alone(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def reader(
-    out: str | Path, *, steps: int = 3000, batch_size: int = 48, seed: int = 11, resume: bool = True
+    out: str | Path, *, steps: int = 800, batch_size: int = 48, seed: int = 11, resume: bool = True
 ) -> tuple[Any, dict[str, Any]]:
     """The network that reads joints, trained where `out` holds none yet, and what it reaches on real scenes.
 
