@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 import suffuse as sf
 from suffuse import grids, hub, samplers
-from suffuse.hub.lora import LowRank, _aliases, _layers, _ldm, _roots
+from suffuse.hub.lora import LowRank, _layers, _ldm, _roots, aliases
 from suffuse.training.files import ModelFileError
 
 diffusers = pytest.importorskip("diffusers")
@@ -146,7 +146,7 @@ def test_kohyas_names_of_sdxl_layers(xl, tmp_path):
     finally:
         pipe.unload_lora_weights()
     close(mine(changed), want)
-    second = list(_aliases("text_encoder_2", "encoder.layers.0.mlp.fc1", None))
+    second = list(aliases("text_encoder_2", "encoder.layers.0.mlp.fc1", None))
     assert "lora_te2_text_model_encoder_layers_0_mlp_fc1" in second and not any("te1" in name for name in second)
 
 

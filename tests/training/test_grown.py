@@ -175,7 +175,8 @@ class TestHalfPrecision:
 
 class TestStop:
     CHILD = """
-import sys, torch
+import signal, sys, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is told to ignore it
 sys.path.insert(0, {root!r})
 from tests.training.test_fit import LOSS, _data, _model
 from suffuse import fit

@@ -228,14 +228,14 @@ def test_a_lost_process_ends_the_other_with_one_sentence(how, tmp_path):
 
     def work():
         losing.calls = 0
-        return _train(loss=losing, out=tmp_path / "run", checkpoint_every=0.0)
+        try:
+            return _train(loss=losing, out=tmp_path / "run", checkpoint_every=0.0)
+        except PeerLostError as lost:
+            return str(lost), time.time()
 
-    began = time.monotonic()
-    said = _first(work, number)
-    assert isinstance(said, PeerLostError)
-    text = str(said)
+    text, at = _first(work, number)
     assert "the other process" in text and "step-00000003" in text and "--resume" in text and "\n" not in text
-    assert time.monotonic() - began < 30
+    assert at - number.stat().st_mtime < 12, "it does not wait for the hung one to be killed, after 15 s"
 
 
 def _first(work, number: Path):
@@ -244,7 +244,7 @@ def _first(work, number: Path):
     def wake():
         while not number.exists():
             time.sleep(0.1)
-        time.sleep(8)
+        time.sleep(15)
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(number.read_text()), signal.SIGKILL)
 

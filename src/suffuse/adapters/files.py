@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from suffuse.adapters.low_rank import DoRA, LoRA, stack
 from suffuse.adapters.places import copied, layers, lifted, put
-from suffuse.hub.lora import LowRank, _aliases, _alphas, _split
+from suffuse.hub.lora import LowRank, aliases, alphas, part_of
 from suffuse.training.files import ModelFileError, read_tensors, write_tensors
 
 __all__ = ["load_lora", "save_lora"]
@@ -131,14 +131,14 @@ def _read(path: Path) -> dict[str, dict[str, Tensor]]:
     """Layers as the file calls them, each with its down, up, alpha and magnitude."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in read_tensors(path).items():
-        layer, part = _split(key.replace(".default.", ".").replace(".processor.", "."))
+        layer, part = part_of(key.replace(".default.", ".").replace(".processor.", "."))
         for ending in _MAGNITUDE:
             if key.endswith(ending):
                 layer, part = key.removesuffix(ending), "magnitude"
         found.setdefault(layer, {})[part] = value
     if not found or all("down" not in parts for parts in found.values()):
         raise ModelFileError(f"{path} holds no LoRA: its first key is {next(iter(found), '(none)')}")
-    for alpha in _alphas(path):
+    for alpha in alphas(path):
         for key, parts in found.items():
             parts.setdefault("alpha", torch.tensor(alpha(("", key), len(parts.get("down", ())))))
     return found
@@ -168,5 +168,5 @@ def _spelt(root: str, name: str, net: Any) -> set[str]:
         f"lora_unet_{name.replace('.', '_')}",
     }
     return ours | (
-        set(_aliases(root, name, net)) if hasattr(net, "config") and root in ("unet", "transformer") else set()
+        set(aliases(root, name, net)) if hasattr(net, "config") and root in ("unet", "transformer") else set()
     )

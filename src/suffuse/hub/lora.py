@@ -112,7 +112,7 @@ def lora(
         alias: (root, name)
         for root, net in roots.items()
         for name in _layers(net)
-        for alias in _aliases(root, name, net)
+        for alias in aliases(root, name, net)
     }
     found, keys = _read(Path(path), names)
     if not keys.matched:
@@ -206,7 +206,7 @@ def _layers(net: nn.Module) -> Iterator[str]:
             yield name
 
 
-def _aliases(root: str, name: str, net: Any) -> Iterator[str]:
+def aliases(root: str, name: str, net: Any) -> Iterator[str]:
     """All names that a file may have for this layer, without down and up."""
     old = re.sub(r"\.to_out\.0$", ".to_out", name)
     short = name.removeprefix("text_model.")
@@ -254,13 +254,13 @@ def _read(path: Path, names: Mapping[str, tuple[str, str]]) -> tuple[dict[tuple[
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     called: dict[tuple[str, str], str] = {}
     for key, value in tensors.items():
-        layer, part = _split(key.replace(".default.", ".").replace(".processor.", "."))
+        layer, part = part_of(key.replace(".default.", ".").replace(".processor.", "."))
         if layer not in names:
             keys.unexpected.append(key)
             continue
         found.setdefault(names[layer], {})[part] = value
         called[names[layer]] = key
-    for alpha in _alphas(path):
+    for alpha in alphas(path):
         for at, parts in found.items():
             parts.setdefault("alpha", torch.tensor(alpha(at, len(parts.get("down", ())))))
     for at, parts in list(found.items()):
@@ -273,7 +273,7 @@ def _read(path: Path, names: Mapping[str, tuple[str, str]]) -> tuple[dict[tuple[
     return found, keys
 
 
-def _alphas(path: Path) -> Iterator[Any]:
+def alphas(path: Path) -> Iterator[Any]:
     """lora_alpha of an adapter_config.json beside peft's file, as a function of the layer and its rank."""
     config = path.parent / "adapter_config.json"
     if path.name == "adapter_model.safetensors" and config.exists():
@@ -287,7 +287,7 @@ def _alphas(path: Path) -> Iterator[Any]:
         yield alpha
 
 
-def _split(key: str) -> tuple[str, str]:
+def part_of(key: str) -> tuple[str, str]:
     """The layer and "down", "up" or "alpha" that a key names."""
     if key.endswith(".alpha"):
         return key.removesuffix(".alpha"), "alpha"
