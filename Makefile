@@ -11,10 +11,12 @@ demo: .venv/demo
 	$(BIN)/suffuse demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not processes"
+	$(BIN)/python -m pytest -m "processes and not slow"
 
 check: lint types layers
-	$(BIN)/python -m pytest -n 2 --durations=10
+	$(BIN)/python -m pytest -n 2 -m "not processes" --durations=10
+	$(BIN)/python -m pytest -m processes
 
 lint: .venv/dev
 	$(BIN)/ruff check src tests benchmarks

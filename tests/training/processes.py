@@ -1,4 +1,8 @@
-"""Run a function in n forked processes that train together over gloo."""
+"""Run a function in n forked processes that train together over gloo.
+
+Tests that use this are marked `processes`: `make check` runs them by themselves, so that what is forked is a process
+without the threads and libraries of all other tests.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +37,12 @@ def together(work: Callable[[], Any], n: int = 2, patience: float = 30.0) -> lis
     for _, sends in pairs:
         sends.close()
     said = []
-    for receives, _ in pairs:
+    for (receives, _), child in zip(pairs, children, strict=True):
         try:
             said.append(pickle.loads(receives.recv_bytes()))
         except EOFError:
-            said.append(EOFError())
+            child.join(5)
+            said.append(EOFError(f"a process ended with exit code {child.exitcode} and said nothing"))
     for child in children:
         child.join(20)
         child.kill()

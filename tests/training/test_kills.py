@@ -16,6 +16,8 @@ from suffuse.training.sharded import shapes_of
 from tests.training.processes import _child, together
 from tests.training.test_processes import _train
 
+pytestmark = pytest.mark.processes
+
 STEPS = 20
 
 

@@ -22,6 +22,8 @@ from suffuse.nets import DiT, Label
 from suffuse.training import NotFiniteError, PeerLostError, PowerEMA, gathered, peers, post_hoc_ema
 from tests.training.processes import together
 
+pytestmark = pytest.mark.processes
+
 LOSS = functools.partial(losses.denoising, dropout=0.3, times=losses.logit_normal)
 
 
