@@ -140,6 +140,26 @@ def test_the_probe_sees_binding_where_there_is_some():
     assert set(found) == {"bind_colour", "bind_order", "bind_axis", *shapes.PROBED}
 
 
+def test_training_is_charged_with_what_the_judge_cannot_read_in_the_estimate(monkeypatch):
+    """A fresh network says 0, so its D(x_t) is x_t: the scene near t = 0, charged with about 7 an object, or noise."""
+
+    def charged(noisier):
+        monkeypatch.setattr(shapes, "NOISIER", noisier)
+        totals = []
+        for read in (0.0, 1.0):
+            monkeypatch.setattr(shapes, "READ", read)
+            torch.manual_seed(0)
+            model = shapes.build()
+            loss = shapes._Loss(3, 0.0, model.conditions["text"], shapes.ALIGNED["dit"])
+            torch.manual_seed(1)
+            with torch.no_grad():
+                totals.append(loss(model, {"item": torch.arange(16)}))
+        return totals[1] - totals[0]
+
+    clean, noisy = charged(-12.0), charged(12.0)
+    assert clean.max() < 20 and noisy.min() > 50, (clean, noisy)
+
+
 def test_what_ships_is_the_run_in_bf16(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)

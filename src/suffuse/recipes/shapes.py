@@ -45,7 +45,7 @@ READ = 0.02
 """Weight of what the judge in use does not read in D(x_t): squared error alone learns ragged shapes."""
 ALIGNED = {"dit": ("blocks.2", 192), "unet": ("middle.0", 192)}
 """The module that learns to say what the judge in use sees in each of its 8 x 8 cells, and its channels."""
-W, EVALUATIONS, ASKED = 3.0, 20, 2000
+W, EVALUATIONS, ASKED = 2.0, 20, 2000
 ASKS = {
     "held_out": ("Captions of two objects with at least one kept-out combination, w={w:g}", True, True),
     "in_distribution": ("Captions of two objects without one, w={w:g}", False, True),
