@@ -159,7 +159,7 @@ class Batch:
     def _ground(self) -> Tensor:
         """(B, 3, H, W): the background, a colour mixed with a darker or lighter tone of it by its pattern."""
         a, pixel, (gx, gy) = self.attributes, self.attributes.side / 32, self._grid
-        start = self.decor.start[:, None, None]
+        start = self.decor.start[:, None, None].double()  # only what it is beyond whole periods is rounded
         base = palette()[a.background.clamp(min=0)]
         light = base.sum(1, keepdim=True) > -0.6
         tone = torch.where(light, base * 0.72 - 0.28, base * 0.72 + 0.28)
@@ -174,12 +174,13 @@ class Batch:
             phase = self.decor.phase[rows]
             if name == "striped":
                 period = 6 * pixel
-                q = ((gx + start[rows]) * ax + gy * ay) / period + phase[:, 0, None, None]
+                q = (gx * ax + gy * ay) / period + (start[rows] * ax / period).frac().float() + phase[:, 0, None, None]
                 q = (q - q.floor() - 0.5).abs() - 0.25
                 share[rows] = (0.5 + q * period).clamp(0, 1)
             elif name == "dotted":
                 period = 7 * pixel
-                qx, qy = (g / period + phase[:, i, None, None] for i, g in ((0, gx + start[rows]), (1, gy)))
+                qx, qy = (g / period + phase[:, i, None, None] for i, g in enumerate((gx, gy)))
+                qx = qx + (start[rows] / period).frac().float()
                 r = length((qx - qx.floor() - 0.5) * period, (qy - qy.floor() - 0.5) * period)
                 share[rows] = (0.5 + 1.9 * pixel - r).clamp(0, 1)
             else:

@@ -14,15 +14,16 @@ __all__ = ["SUBJECTS", "Frieze", "subject"]
 
 _FRIEZE, _SLOT, _CROP = 4, 5, 6
 _LIMIT = 2**24
+"""Places of one frieze."""
 
 
 class Frieze:
-    """Crops of friezes that go on to the right without end; a crop may cut objects. Item i is a crop of frieze i.
+    """Crops of friezes that go on to the right for 10 million heights; a crop may cut objects. Item i is of frieze i.
 
     Args:
         seed: 0 to 2^64 - 1. size: height of the crops in pixels, a multiple of 32. width: in pixels, by default `size`.
     Raises:
-        ValueError: a size out of range.
+        ValueError: a size out of range; when asked, an item not in 0 to 2^39 - 1, a crop beyond the end.
     """
 
     def __init__(self, seed: int = 0, size: int = 32, width: int | None = None) -> None:
@@ -40,12 +41,17 @@ class Frieze:
 
     def crop(self, index: Tensor, start: Tensor) -> Batch:
         """Of friezes `index` (B,) the parts that begin `start` (B,) whole pixels, at least 0, from their left ends."""
+        step = 5 * self.size // 8
+        end = _LIMIT * step - self.width
+        if bool((index >= 2**63 // _LIMIT).any()):
+            raise ValueError(f"friezes are numbered 0 to 2^39 - 1, got {int(index.max())}")
+        if start.is_floating_point() or bool(((start < 0) | (start > end)).any()):
+            raise ValueError(f"a crop begins at a whole pixel from 0 to {end}, got {start.dtype} {start.tolist()[:8]}")
         draw = Draw(self.seed, index, _FRIEZE)
         background, style = draw.below(len(COLOURS) - 2, 1)[:, 0] + 2, draw.below(len(STYLES), 1)[:, 0]
         direction = torch.where(style == STYLES.index("gradient"), 1, draw.below(4, 1)[:, 0])  # from top to bottom
-        step = 0.625 * self.size
-        slots = int(self.width // step) + 3
-        place = ((start / step).floor().long() - 1)[:, None] + torch.arange(slots)
+        slots = self.width // step + 3
+        place = (start // step - 1)[:, None] + torch.arange(slots)
         number = (index[:, None] * _LIMIT + place.clamp(min=0)).flatten()
         each = Draw(self.seed, number, _SLOT)
         pool = combinations(False)
@@ -56,7 +62,8 @@ class Frieze:
         radius = torch.tensor(DIAMETERS)[size] * (self.size / 64) * (0.95 + 0.05 * each.unit(1)[:, 0])
         fill = ((each.unit(1)[:, 0] < 0.35) & outlineable(pair[:, 0], size)).long()
         u = each.unit(2)
-        x = (place + 0.5) * step + ((2 * u[:, 0] - 1) * (step / 2 - radius)).view(-1, slots) - start[:, None]
+        # whole pixels first: far from the left end they are exact as integers only
+        x = (place * step - start[:, None]) + step / 2 + ((2 * u[:, 0] - 1) * (step / 2 - radius)).view(-1, slots)
         y = radius + u[:, 1] * (self.size - 2 * radius)
         touches = (place >= 0) & (x + radius.view(-1, slots) > 0) & (x - radius.view(-1, slots) < self.width)
         order = (~touches).to(torch.int8).argsort(dim=1, stable=True)  # those seen come first
@@ -80,7 +87,7 @@ class Frieze:
         )
         pose = torch.zeros(len(index), slots, 8, dtype=torch.int64)
         nothing = torch.full((len(index), slots), -1)
-        decor = Decor(ordered(radius).abs(), pose, direction, draw.unit(2), start.float(), nothing)
+        decor = Decor(ordered(radius).abs(), pose, direction, draw.unit(2), start.double(), nothing)
         return Batch(attributes, decor, self.width, _ground)
 
 
