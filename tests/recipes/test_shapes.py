@@ -92,7 +92,6 @@ def test_the_evaluation_of_real_scenes_is_the_judges_ceiling_and_of_noise_is_not
     (run / "metrics.jsonl").write_text(json.dumps({"samples": 8} | dict.fromkeys(shapes.PROBED, 0.5)) + "\n")
 
     asked = []
-    monkeypatch.setattr(shapes, "sample", lambda d, x, **how: asked.append(len(x)) or noise_or_real(x, **how))
     turn = iter([True, False, True])
 
     def noise_or_real(x, *, first, seed, **_):
@@ -102,7 +101,10 @@ def test_the_evaluation_of_real_scenes_is_the_judges_ceiling_and_of_noise_is_not
             first, len(x)
         ).images
 
-    result = shapes.evaluate(made, tmp_path, n=240)
+    with monkeypatch.context() as now:
+        now.setattr("suffuse.recipes.draw.BATCH", 200)
+        now.setattr("suffuse.sample", lambda d, x, **how: asked.append(len(x)) or noise_or_real(x, **how))
+        result = shapes.evaluate(made, tmp_path, n=240)
     assert asked == [200, 40] * 3
     for name in (*shapes.ASKS, "real"):
         assert result[name]["measured"]["match"]["value"] >= 0.97

@@ -182,16 +182,27 @@ def test_times_and_noise_are_one_batch_over_all_processes(times):
         assert np.array_equal(strata, np.arange(8))
 
 
-def test_samples_made_by_two_processes_are_those_of_one():
+@pytest.mark.parametrize("rows", [7, 1])
+def test_samples_made_by_two_processes_are_those_of_one(rows):
     model = oracle.Mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], 0.04, schedule=schedules.Linear())
 
     def work():
         return gathered(
-            7, lambda first, n: sample(model, noise((n, 2), seed=3, first=first), steps=6, seed=3, first=first)
+            rows, lambda first, n: sample(model, noise((n, 2), seed=3, first=first), steps=6, seed=3, first=first)
         ).numpy()
 
     for said in together(work):
-        assert np.abs(said - work()).max() < 1e-6
+        assert said.shape == (rows, 2) and np.abs(said - work()).max() < 1e-6
+
+
+def test_a_process_that_is_lost_while_rows_are_shared_out_is_named():
+    def some(first, n):
+        if peers().index == 1:
+            os._exit(1)
+        return torch.zeros(n)
+
+    lost = together(lambda: gathered(4, some))[0]
+    assert isinstance(lost, PeerLostError) and "the other process is gone while rows" in str(lost)
 
 
 def test_every_process_says_that_a_row_is_not_finite():

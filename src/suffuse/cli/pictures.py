@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from suffuse.cli.processes import together
 from suffuse.cli.say import say
 
 __all__ = ["Reproduce", "Sample"]
@@ -43,12 +44,17 @@ class Sample:
     """of the noise"""
     out: Path = Path("samples.png")
     """picture to write; its recipe goes inside and into a .png.json beside it"""
+    processes: int = 1
+    """how many on this machine share the samples, and its cores"""
 
     def __call__(self) -> None:
         """Sample."""
+        together(self.processes, self._draw)
+
+    def _draw(self) -> None:
         from suffuse.recipes.draw import draw, recipe_of
 
-        options = {k: v for k, v in vars(self).items() if k not in ("run", "out")}
+        options = {k: v for k, v in vars(self).items() if k not in ("run", "out", "processes")}
         recipe = recipe_of(self.run, **options)
         draw(recipe, self.out)
         say(f"{self.out}: {self.n} samples, recipe inside and in {self.out.name}.json")

@@ -8,6 +8,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from suffuse.cli.processes import together
 from suffuse.cli.say import say, summary
 
 __all__ = ["Demo", "Evaluate", "Info"]
@@ -45,10 +46,16 @@ class Evaluate:
     """samples of each measurement; by default the recipe's own"""
     out: Path | None = None
     """folder to write to; by default the run's own, and runs/NAME for a model that ships"""
+    processes: int = 1
+    """how many on this machine share the sampling, and its cores; not for students of few steps"""
 
     def __call__(self) -> None:
         """Evaluate."""
+        together(self.processes, self._measure)
+
+    def _measure(self) -> None:
         from suffuse.recipes.run import Run
+        from suffuse.training import peers
 
         run = Run.open(self.run)
         if run.recipe == "shapes":
@@ -71,6 +78,8 @@ class Evaluate:
             say(f"\nreport: {recipe.pictures_of(run, result).resolve()}")
             return
         if run.recipe == "distil" and self.n is None and self.out is None:
+            if peers().count > 1:
+                raise ValueError(f"{run.path} is a student, whose evaluations are counted: leave out --processes")
             from suffuse.recipes import distil
 
             for nfe, found in distil.evaluate(run).items():

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import subcommand
 
+from suffuse.cli.processes import together
 from suffuse.cli.say import say
 
 __all__ = ["Train"]
@@ -148,11 +145,43 @@ class _Images:
         _done(images.train(**_chosen(self), tell=say))
 
 
+@dataclass(frozen=True)
+class _Frieze:
+    """Crops of friezes, 32 x 32, told their ground: for panoramas and textures; resumable."""
+
+    out: Path = Path("runs/frieze")
+    """folder for checkpoints, log and model"""
+    seed: int = 0
+    """of weights, friezes and noise"""
+    steps: int | None = None
+    """how many; by default the recipe's own"""
+    batch_size: int | None = None
+    """crops a step"""
+    lr: float | None = None
+    """peak learning rate"""
+    dropout: float | None = None
+    """how often the caption is withheld"""
+    resume: bool = False
+    """go on from the newest checkpoint in `out`"""
+    overwrite: bool = False
+    """begin anew where `out` already holds checkpoints"""
+
+    def __call__(self) -> None:
+        """Train."""
+        from suffuse.recipes import frieze
+
+        run = frieze.train(**_chosen(self))
+        say(f"trained in {run.train_seconds:.0f} s: {run.path / 'model'}")
+        say(f'next: suffuse panorama {run.path} --prompt "shapes on a striped blue background" --out panorama.png')
+        say(f'      suffuse texture cube --run {run.path} --prompt "a dotted red background"')
+
+
 Recipe = (
     Annotated[_Digits, subcommand("digits")]
     | Annotated[_Shapes, subcommand("shapes")]
     | Annotated[_Toy, subcommand("toy")]
     | Annotated[_Images, subcommand("images")]
+    | Annotated[_Frieze, subcommand("frieze")]
 )
 
 
@@ -166,19 +195,7 @@ class Train:
 
     def __call__(self) -> None:
         """Train."""
-        from suffuse.training.launch import launch, launched
-        from suffuse.training.parallel import PeerLostError, joined
-
-        if self.processes < 1:
-            raise ValueError(f"--processes must be at least 1, got {self.processes}")
-        if self.processes > 1 and not launched():
-            sys.exit(launch(self.processes, [sys.executable, "-m", "suffuse", *sys.argv[1:]]))
-        try:
-            with joined() as team, nullcontext() if team.first else redirect_stdout(StringIO()):
-                self.recipe()
-        except PeerLostError as error:
-            print(f"suffuse: {error}", file=sys.stderr, flush=True)
-            os._exit(75)  # a clean end would wait for the others
+        together(self.processes, self.recipe)
 
 
 def _chosen(options: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from suffuse.recipes.report import Page
 from suffuse.recipes.run import Run
 from suffuse.samplers import plan_for, run
 from suffuse.schedules import Linear
-from suffuse.training import Fit, fit, save
+from suffuse.training import Fit, alone, fit, save
 from suffuse.training.files import write_json
 
 __all__ = ["build", "classifier", "evaluate", "pictures_of", "train"]
@@ -138,6 +138,8 @@ def classifier(*, seed: int = 0) -> metrics.Classifier:
 def evaluate(made: Run, *, seed: int = 1) -> dict[str, Any]:
     """Measure a run: as many samples as there are real training digits, with the same labels; writes metrics.json.
 
+    Several processes share the sampling; then the first goes on alone.
+
     Returns:
         label_accuracy, frechet_ratio, precision, recall, memorised (each with value, n, interval, how), and
         judge_accuracy, train_seconds, samples_per_second, nfe.
@@ -148,6 +150,7 @@ def evaluate(made: Run, *, seed: int = 1) -> dict[str, Any]:
     began = time.monotonic()
     x = sample_many(model.given(label=real["label"]), n, SHAPE, seed, sampler=plan).clamp(-1, 1)
     seconds = time.monotonic() - began
+    alone()
     judge = classifier()
     (read, mine), (_, theirs), (told, held_out) = judge.read(x), judge.read(real["x"]), judge.read(unseen["x"])
     space = f"{judge.features} features of a classifier of real digits"

@@ -57,25 +57,36 @@ def stamp(made: Run) -> dict[str, Any]:
     return {"model_hash": made.model_hash, "suffuse": __version__, "torch": torch.__version__}
 
 
-def sample_many(denoiser: Any, n: int, shape: tuple[int, ...], seed: int, **how: Any) -> Tensor:
+def sample_many(
+    denoiser: Any, n: int, shape: tuple[int, ...], seed: int, *, progress: str | None = None, **how: Any
+) -> Tensor:
     """n samples (n, *shape), a batch of a size that fits a CPU's cache at a time: the same as all at once.
 
+    Several processes share every batch, and each gets the whole.
+
     Args:
-        denoiser: with `.rows`, conditions for all n. how: `sampler`, `steps`, `nfe`, `grid` of `sample`.
+        denoiser: with `.rows`, conditions for all n. progress: what a progress bar is called, None for none.
+        how: `sampler`, `steps`, `nfe`, `grid` of `sample`.
     """
     import torch
 
     from suffuse import noise, sample
+    from suffuse.training import gathered, peers
+    from suffuse.training.progress import Progress
+
+    def some(i: int, k: int) -> Tensor:
+        return sample(denoiser.rows(slice(i, i + k)), noise((k, *shape), seed, first=i), seed=seed, first=i, **how)
 
     parts = []
-    for i in range(0, n, BATCH):
-        start = noise((min(BATCH, n - i), *shape), seed, first=i)
-        parts.append(sample(denoiser.rows(slice(i, i + BATCH)), start, seed=seed, first=i, **how))
+    with Progress(progress or "", n, show=progress is not None and peers().first) as bar:
+        for i in range(0, n, BATCH):
+            parts.append(gathered(min(BATCH, n - i), lambda j, k, i=i: some(i + j, k)))
+            bar.update(min(i + BATCH, n), "samples")
     return torch.cat(parts)
 
 
 def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
-    """Sample what a recipe says and write it with the recipe inside.
+    """Sample what a recipe says and write it with the recipe inside; of several processes the first goes on alone.
 
     Args:
         recipe: from `recipe_of`, or read from a picture. out: the PNG to write. run: the run's folder, if it moved.
@@ -83,6 +94,7 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
         ValueError: the run holds other weights than the recipe names; options that do not fit the model.
     """
     from suffuse import grids, pictures
+    from suffuse.training import alone
 
     made = Run.open(run or recipe["run"])
     n = recipe["n"]
@@ -95,6 +107,7 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
     denoiser, w = told(made, n, labels, prompts, recipe["w"], any_words=recipe["any_words"])
     spacing = None if recipe["grid"] is None else getattr(grids, recipe["grid"])
     x = sample_many(denoiser, n, made.shape, recipe["seed"], sampler=rule, steps=recipe["steps"], grid=spacing)
+    alone()
     columns = max(1, round(n**0.5))
     sheet = pictures.grid(x, columns, scale=max(1, 48 // made.shape[-1]))
     pictures.save_png(sheet, out, recipe | {"w": w} | stamp(made))

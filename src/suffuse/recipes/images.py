@@ -31,7 +31,7 @@ from suffuse.recipes.report import Page
 from suffuse.recipes.run import Run
 from suffuse.samplers import plan_for
 from suffuse.schedules import Linear
-from suffuse.training import Fit, fit, save, validation
+from suffuse.training import Fit, alone, fit, save, validation
 from suffuse.training.files import write_json
 
 __all__ = ["build", "defaults", "evaluate", "open_set", "pictures_of", "split", "told", "train"]
@@ -274,6 +274,7 @@ def _takes(found: Pictures, conditions: dict[str, Condition]) -> str:
 def evaluate(made: Run, *, n: int = ASKED, seed: int = 1) -> dict[str, Any]:
     """Measure a run against the pictures it was trained on and those kept out; writes metrics.json.
 
+    Several processes share the sampling; then the first goes on alone.
     As many samples as pictures kept out or n, whichever is less, with the captions or classes of these. No network
     reads them: the space is the pixels at 8 x 8, which sees colour and layout, and no detail.
 
@@ -303,6 +304,7 @@ def evaluate(made: Run, *, n: int = ASKED, seed: int = 1) -> dict[str, Any]:
             "memorised": metrics.memorised(x, train["x"], real),
         }
         result["measured"] = {name: value.to_json() for name, value in measured.items()}
+    alone()
     result |= {"findings": found.findings.to_json(), "model_hash": made.model_hash}
     write_json(made.path / "metrics.json", result)
     return result

@@ -22,15 +22,12 @@ from suffuse.data.shapes import CHANGES, COLOURS, SHAPES, VOCABULARY, Match, Sce
 from suffuse.denoise import Denoiser, networks
 from suffuse.guidance import guide
 from suffuse.nets.conditions import Condition
-from suffuse.random import noise
 from suffuse.recipes.draw import draw, recipe_of, sample_many, stamp
 from suffuse.recipes.report import Page
 from suffuse.recipes.run import Run
-from suffuse.samplers import sample
 from suffuse.schedules import Linear
-from suffuse.training import Fit, fit, save
+from suffuse.training import Fit, alone, fit, save
 from suffuse.training.files import whole_folder, write_json, write_text
-from suffuse.training.progress import Progress
 
 __all__ = ["build", "evaluate", "pictures_of", "probe", "ship", "train"]
 
@@ -183,6 +180,8 @@ class _Loss(nn.Module):
 def evaluate(made: Run, out: Path, *, n: int = ASKED, nfe: int = EVALUATIONS, w: float = W, seed: int = 1) -> Any:
     """Measure by the held-out judge what share of pictures shows all that its caption says.
 
+    Several processes share the sampling; then the first goes on alone.
+
     Args:
         made: the run. out: folder for metrics.json and failures.png. n: captions of each kind.
         nfe: network evaluations for a picture. w: guidance. seed: of captions and noise.
@@ -194,30 +193,24 @@ def evaluate(made: Run, out: Path, *, n: int = ASKED, nfe: int = EVALUATIONS, w:
     model, judge = made.model(), metrics.shapes.judge("held_out")
     text = model.conditions["text"]
     result: dict[str, Any] = {"n": n, "nfe": nfe, "w": w, "seed": seed, "model_hash": made.model_hash}
-    real = Scenes(seed, counts=(0.0, 1.0), held_out=True, identical=0.0, full=True)(0, n)
-    title = "Real scenes of the captions with kept-out combinations: the judge's own ceiling"
-    result["real"] = _told(title, judge.report(real.captions, real.images))
-    spent = 0.0
-    for name, (title, held, guided) in ASKS.items():
+    began, drawn = time.monotonic(), {}
+    for name, (_, held, guided) in ASKS.items():
         asked = captions(n, seed, held_out=held)
         spoken = model.given(text=text.ids(asked, length=WORDS))
         denoiser = guide(spoken, model, w) if guided else spoken
-        began, parts = time.monotonic(), []
-        with Progress(name, n) as bar:
-            for i in range(0, n, 200):
-                k = min(200, n - i)
-                start = noise((k, *SHAPE), seed, first=i)
-                rows = denoiser.rows(slice(i, i + k))
-                parts.append(sample(rows, start, nfe=nfe, seed=seed, first=i).clamp(-1, 1))
-                bar.update(i + k, "pictures")
-        spent += time.monotonic() - began
-        x = torch.cat(parts)
+        drawn[name] = asked, sample_many(denoiser, n, SHAPE, seed, progress=name, nfe=nfe).clamp(-1, 1)
+    result["pictures_per_second"] = round(len(ASKS) * n / (time.monotonic() - began), 1)
+    alone()
+    real = Scenes(seed, counts=(0.0, 1.0), held_out=True, identical=0.0, full=True)(0, n)
+    title = "Real scenes of the captions with kept-out combinations: the judge's own ceiling"
+    result["real"] = _told(title, judge.report(real.captions, real.images))
+    for name, (title, _, _) in ASKS.items():
+        asked, x = drawn[name]
         told = judge.match(asked, x)
         result[name] = _told(title.format(w=w), judge.shares(told))
         if name == "held_out":
             result["combinations"] = _combinations(asked, told)
             result["failures"] = _failures(asked, x, told, out, stamp(made) | {"seed": seed, "w": w, "nfe": nfe})
-    result["pictures_per_second"] = round(len(ASKS) * n / spent, 1)
     write_json(out / "metrics.json", result)
     return result
 

@@ -4,7 +4,7 @@ from suffuse.training.checkpoint import ModelFileError, load, save
 from suffuse.training.ema import EMA
 from suffuse.training.fit import Fit, fit
 from suffuse.training.interrupt import Stopped
-from suffuse.training.parallel import PeerLostError, Peers, gathered, joined, peers
+from suffuse.training.parallel import PeerLostError, Peers, alone, gathered, joined, peers
 from suffuse.training.power_ema import PowerEMA, post_hoc_ema
 from suffuse.training.state import DiskFullError
 from suffuse.training.trace import NotFiniteError
@@ -20,6 +20,7 @@ __all__ = [
     "Peers",
     "PowerEMA",
     "Stopped",
+    "alone",
     "fit",
     "gathered",
     "joined",

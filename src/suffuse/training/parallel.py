@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from suffuse.training.files import whole_folder
 
-__all__ = ["PeerLostError", "Peers", "gathered", "joined", "peers"]
+__all__ = ["PeerLostError", "Peers", "alone", "gathered", "joined", "peers"]
 
 PATIENCE = 45.0
 """Seconds that a process waits for the others in one exchange before it takes them for lost."""
@@ -180,7 +181,21 @@ def joined(patience: float | None = None) -> Iterator[Peers]:
             f"process {index} of {count}: not all of the {count} processes met within {wait.total_seconds():.0f} s"
         ) from error
     yield peers()
-    dist.destroy_process_group()  # after an error the others may be gone, and this would wait for them
+    if dist.is_initialized():
+        dist.destroy_process_group()  # after an error the others may be gone, and this would wait for them
+
+
+def alone() -> None:
+    """Go on with one process, where only the first has more to do; the others end well.
+
+    Raises:
+        SystemExit: with code 0, in all but the first.
+    """
+    team = peers()
+    if team.count > 1:
+        dist.destroy_process_group()
+        if not team.first:
+            raise SystemExit(0)
 
 
 def gathered(n: int, some: Callable[[int, int], Tensor]) -> Tensor:
@@ -189,26 +204,26 @@ def gathered(n: int, some: Callable[[int, int], Tensor]) -> Tensor:
     x = gathered(n, lambda first, k: sample(model.rows(slice(first, first + k)), noise((k, ...), seed, first=first),
                                             seed=seed, first=first))
 
-    are the samples of one process, since item i depends on (seed, i) only.
+    are the samples of one process, since item i depends on (seed, i) only. The processes wait for each other at the
+    end, no longer than the patience of `joined`: many rows are better gathered a batch at a time.
 
     Args:
-        n: rows in all. some: (first, k) -> rows first to first + k - 1, (k, ...); k may be 0 nowhere.
+        n: rows in all, at least 1. some: (first, k) -> rows first to first + k - 1, (k, ...). Where there are fewer
+            rows than processes, some make a row that is not kept, so that all call it.
     Returns:
         (n, ...).
     Raises:
-        ValueError: fewer rows than processes.
+        PeerLostError: a process is gone, or did not answer.
     """
     team = peers()
     if team.count == 1:
         return some(0, n)
-    if n < team.count:
-        raise ValueError(f"{n} rows are fewer than the {team.count} processes that should share them")
     ends = [n * i // team.count for i in range(team.count + 1)]
-    mine = some(ends[team.index], ends[team.index + 1] - ends[team.index]).detach().contiguous()
-    parts = [mine.new_empty((b - a, *mine.shape[1:])) for a, b in zip(ends, ends[1:], strict=False)]
-    whole = torch.cat(parts)
-    longest = max(len(part) for part in parts)
-    padded = torch.cat([mine, mine.new_zeros((longest - len(mine), *mine.shape[1:]))])
-    every = [torch.empty_like(padded) for _ in parts]
-    dist.all_gather(every, padded)
-    return torch.cat([rows[: len(part)] for rows, part in zip(every, parts, strict=True)], out=whole)
+    counts = [b - a for a, b in pairwise(ends)]
+    first, most = min(ends[team.index], n - 1), max(counts)
+    mine = some(first, max(counts[team.index], 1)).detach()
+    padded = torch.cat([mine, mine.new_zeros((most - len(mine), *mine.shape[1:]))])
+    every = [torch.empty_like(padded) for _ in counts]
+    with team.listening(lambda: "while rows were shared out; run the same again"):
+        dist.all_gather(every, padded)
+    return torch.cat([rows[:k] for rows, k in zip(every, counts, strict=True)])
