@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import suffuse as sf
@@ -63,30 +64,29 @@ class _Modulated(nn.Module):
         return self.net(x, F.silu(self.time(t) + self.label(label)))
 
 
-def contestants(kind: str, quick: bool) -> list[Contestant]:
-    """suffuse, diffusers and azula, each with a network of this kind."""
-    told: dict[str, Any] = {"label": nets.Label(CLASSES)}
+def contestants(kind: str, quick: bool, only: str | None = None) -> list[Contestant]:
+    """suffuse, diffusers and azula, or only one of them, each with a network of this kind."""
+    quickly = {"unet": (16, 0), "dit": (64, 2), "wide": (64, 2)}
+    width, depth = (quickly if quick else {"unet": (48, 0), "dit": (192, 6), "wide": (384, 6)})[kind]
+    makers = {"suffuse": _suffuse, "diffusers": _diffusers, "azula": _azula}
     found = []
-    if kind == "unet":
-        width = 16 if quick else 48
-        ours = nets.UNet(3, width=width, multipliers=(1, 2, 2), blocks=1, attention=(-1,), heads=4, conditions=told)
-    elif kind == "dit":
-        width, depth = (64, 2) if quick else (192, 6)
-        ours = nets.DiT(3, patch=4, width=width, depth=depth, heads=width // 64, conditions=told)
-    else:
-        width, depth = (64, 2) if quick else (384, 6)
-        ours = nets.DiT(3, patch=2, width=width, depth=depth, heads=width // 64, conditions=told)
-        return [Contestant("suffuse", ours, lambda x, t, label: ours(x, t, label=label))]
-    found.append(Contestant("suffuse", ours, lambda x, t, label: ours(x, t, label=label)))
-    try:
-        found.append(_diffusers(kind, width, 0 if kind == "unet" else ours.depth))
-    except ImportError:
-        print("diffusers is not here: pip install diffusers")
-    try:
-        found.append(_azula(kind, width, found[0].millions, 0 if kind == "unet" else ours.depth))
-    except ImportError:
-        print("azula is not here: pip install --no-deps azula einops")
+    for maker in ["suffuse"] if kind == "wide" else makers:
+        if only in (None, maker):
+            try:
+                found.append(makers[maker](kind, width, depth))
+            except ImportError:
+                print(f"{maker} is not here: pip install {maker}, azula with --no-deps and einops")
     return found
+
+
+def _suffuse(kind: str, width: int, depth: int) -> Contestant:
+    told: dict[str, Any] = {"label": nets.Label(CLASSES)}
+    if kind == "unet":
+        net = nets.UNet(3, width=width, multipliers=(1, 2, 2), blocks=1, attention=(-1,), heads=4, conditions=told)
+    else:
+        patch = 4 if kind == "dit" else 2
+        net = nets.DiT(3, patch=patch, width=width, depth=depth, heads=width // 64, conditions=told)
+    return Contestant("suffuse", net, lambda x, t, label: net(x, t, label=label))
 
 
 def _diffusers(kind: str, width: int, depth: int) -> Contestant:
@@ -113,11 +113,13 @@ def _diffusers(kind: str, width: int, depth: int) -> Contestant:
     return Contestant("diffusers", net, lambda x, t, label: net(x, 1000 * t, class_labels=label).sample)
 
 
-def _azula(kind: str, width: int, millions: float, depth: int) -> Contestant:
+def _azula(kind: str, width: int, depth: int) -> Contestant:
     from azula.nn.unet import UNet
     from azula.nn.vit import ViT
 
     if kind == "unet":
+        with torch.device("meta"):
+            millions = _suffuse(kind, width, depth).millions
 
         def build(k: int) -> nn.Module:
             return _Modulated(
@@ -228,8 +230,8 @@ def peak(dtype: torch.dtype, repeat: int = 5) -> float:
 
 
 def flops(who: Contestant, batch: dict[str, Tensor]) -> float:
-    """Of one forward pass of the batch."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    """Of one forward pass of the batch, with attention written out: the counter does not know the CPU's fused one."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         who.call(batch["x"], torch.full((len(batch["x"]),), 0.5), batch["label"])
     return counter.get_total_flops()
 

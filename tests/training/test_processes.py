@@ -19,7 +19,7 @@ from torch import nn
 from suffuse import Denoiser, fit, losses, noise, oracle, sample, schedules
 from suffuse.data import draws
 from suffuse.nets import DiT, Label
-from suffuse.training import NotFiniteError, PeerLostError, PowerEMA, gathered, peers, post_hoc_ema
+from suffuse.training import NotFiniteError, PeerLostError, PowerEMA, gathered, peers, post_hoc_ema, validation
 from tests.training.processes import together
 
 pytestmark = pytest.mark.processes
@@ -55,8 +55,12 @@ HOW = pytest.mark.parametrize("shard", [False, True], ids=["DDP", "FSDP2"])
 @HOW
 @pytest.mark.parametrize(
     "options",
-    [{}, {"steps": 6, "accumulate": 2, "gradient_checkpointing": True}],
-    ids=["plain", "accumulated and recomputed"],
+    [
+        {},
+        {"steps": 6, "accumulate": 2, "gradient_checkpointing": True},
+        {"steps": 6, "optimizer": "muon", "lr_matrices": 1e-2, "weight_decay": 0.1},
+    ],
+    ids=["plain", "accumulated and recomputed", "Muon"],
 )
 def test_steps_of_two_processes_are_those_of_one(shard, options):
     alone = _train(**options)
@@ -98,6 +102,8 @@ class Cut(Exception):
     ids=["DDP 2 to 1", "1 to FSDP2 2", "FSDP2 2 to 1", "FSDP2 to DDP"],
 )
 def test_another_number_of_processes_goes_on_exactly(before, after, tmp_path):
+    how = {"steps": 10, "optimizer": "muon", "out": tmp_path}
+
     def stopping(model, batch):
         stopping.calls += 1
         if stopping.calls > 5:
@@ -107,22 +113,34 @@ def test_another_number_of_processes_goes_on_exactly(before, after, tmp_path):
     def first():
         stopping.calls = 0
         try:
-            _train(steps=10, loss=stopping, out=tmp_path, checkpoint_every=0.0, shard=before[1])
+            _train(loss=stopping, checkpoint_every=0.0, shard=before[1], **how)
         except Cut:
             return "cut"
 
     def second():
-        return _train(steps=10, model=_model(seed=7), out=tmp_path, resume=True, shard=after[1])
+        return _train(model=_model(seed=7), resume=True, shard=after[1], **how)
 
     assert set([first()] if before[0] == 1 else together(first)) == {"cut"}
     newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
     assert newest.name == "step-00000005"
-    whole = _train(steps=10)
+    whole = _train(steps=10, optimizer="muon")
     for said in [second()] if after[0] == 1 else together(second):
         for a, b in zip(whole, said, strict=True):
             assert np.abs(a - b).max() < 1e-9
     lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [10]
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_look_at_sharded_weights_sees_what_one_process_sees(ema, tmp_path):
+    held_out = {name: value[:8] for name, value in _data().items()}
+
+    def work(name, **options):
+        _train(steps=4, ema=ema, out=tmp_path / name, watch=validation(held_out, bins=2), watch_every=2, **options)
+        return [json.loads(line)["val_loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+
+    one, two = work("one"), together(lambda: work("two", shard=True))[0]
+    assert len(two) == 2 and two == pytest.approx(one, abs=1e-9)
 
 
 def test_post_hoc_averages_of_sharded_weights_are_those_of_one(tmp_path):

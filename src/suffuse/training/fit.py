@@ -130,77 +130,53 @@ def fit(
         PeerLostError: another process is gone, or has not answered for the patience of `training.joined`.
     """
     team = peers()
-    net = model if isinstance(model, nn.Module) else model.net
     if isinstance(data, Mapping) and "x" in data:
         check_range(data["x"], "data['x']")
     feed: Draws = data if hasattr(data, "take") else draws(data, seed=seed)  # type: ignore[assignment, arg-type]
     if team.count > 1:
         feed.shard = (team.index, team.count)  # type: ignore[attr-defined]
-    if steps < 1 or batch_size < 1:
-        raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
-    if accumulate < 1 or batch_size % accumulate:
-        raise ValueError(f"accumulate must divide the batch of {batch_size} into equal parts, got {accumulate}")
-    if batch_size % (accumulate * team.count):
-        raise ValueError(f"{team.count} processes of {accumulate} parts each must divide the batch, got {batch_size}")
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay must be a share in [0, 1], got {decay:g}")
+    _check(steps, batch_size, accumulate, team.count, decay)
     if out is None and (tensorboard or isinstance(ema, PowerEMA)):
         raise ValueError("tensorboard and PowerEMA write files: give fit a folder, out=...")
-    device = next(net.parameters()).device
-    total = steps * batch_size
+    net = model if isinstance(model, nn.Module) else model.net
+    device, total, mine = next(net.parameters()).device, steps * batch_size, batch_size // team.count
     warmup = min(total // 50, 50 * batch_size) if warmup is None else warmup
     dtype = chosen(precision, device)
     scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
     average = (
         Averages(net, ema, Path(out or ".")) if isinstance(ema, PowerEMA) else None if ema is None else EMA(net, ema)
     )
+    averaged = model if average is None else _with_net(model, average.net)
     own = loss.to(device) if isinstance(loss, nn.Module) else None
-    given, asked_for, trained, sharing, plain = net, own, model, shard and team.count > 1, {}
-    for module in (net, *([own] if own is not None else []), *(average.nets.values() if average else [])):
-        team.same(module)
-    if sharing:
-        if scaler is not None:
-            raise ValueError("shard=True scales no losses: train with precision='bf16' or 'float32' instead of 'fp16'")
-        net = sharded.shard(net)
-        trained = _with_net(model, net)
-        if own is not None and list(own.parameters()):
-            loss = own = sharded.shard(own)
-        if average is not None:
-            plain, average.nets = average.nets, {k: sharded.shard(one) for k, one in average.nets.items()}
+    spread = sharded.Shards(team, shard)
+    if spread.on and scaler is not None:
+        raise ValueError("shard=True scales no losses: train with precision='bf16' or 'float32' instead of 'fp16'")
+    net = spread(net)
+    trained = _with_net(model, net) if spread.on else model
+    if own is not None:
+        loss = own = spread(own)
+    if average is not None:
+        average.nets = {name: spread(one) for name, one in average.nets.items()}
+    watched = trained if average is None else _with_net(model, average.net)
     trains = net if own is None or not list(own.parameters()) else _Both(net, own)
     stepper = Optimizer(optimizer, trains, lr, weight_decay, lr_matrices)
     now = state.State(net, average, stepper, own, scaler, feed)
-    fixed = dict(settings or {}) | {
-        "steps": steps,
-        "batch_size": batch_size,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "ema": ema.to_json() if isinstance(ema, PowerEMA) else ema,
-        "seed": seed,
-        "warmup": warmup,
-        "decay": decay,
-        "optimizer": optimizer,
-        "clip": clip,
-        "precision": str(dtype),
-        "items": feed.size,
-    }
+    fixed = dict(settings or {}) | {"steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
+    fixed |= {"ema": ema.to_json() if isinstance(ema, PowerEMA) else ema, "seed": seed, "warmup": warmup}
+    fixed |= {"decay": decay, "optimizer": optimizer, "clip": clip, "precision": str(dtype), "items": feed.size}
     fixed |= {"lr_matrices": lr_matrices} if lr_matrices is not None else {}
     fixed |= {"accumulate": accumulate} if accumulate > 1 else {}
     fixed |= {"loss": type(own).__name__} if own is not None else {}
     keeper = None if out is None else state.Keeper(Path(out), fixed, tensorboard, team)
-    first, before, mine = 0, 0.0, batch_size // team.count
-    if keeper is not None:
-        if resume:
-            first, before = keeper.restore(now)
-        else:
-            keeper.clear(overwrite)
+    first, before = keeper.restore(now) if keeper is not None and resume else (0, 0.0)
+    if keeper is not None and not resume:
+        keeper.clear(overwrite)
     net.train()
     alone = Backward(loss, seed, dtype, device, accumulate, scaler)
-    averaged = model if average is None else _with_net(model, average.net)
-    done, began = first, time.monotonic()
-    kept = began
+    done, began = first, time.monotonic() - before
+    kept = time.monotonic()
     with (
-        recomputed(net, gradient_checkpointing, lambda: share(team, batch_size // team.count // accumulate)),
+        recomputed(net, gradient_checkpointing, lambda: share(team, mine // accumulate)),
         interruptible(keeper is not None) as asked,
         Progress("train", steps, done=first, show=progress and team.first) as bar,
         team.listening(lambda: _how(keeper, done, steps)),
@@ -224,39 +200,29 @@ def fit(
             whole = bool((mean + norm).isfinite())
             if not whole and (scaler is None or not bool(mean.isfinite()) or scaler.get_scale() < 1):
                 if keeper is not None and step > first:
-                    keeper.write(now, step, before + time.monotonic() - began)
-                bad = team.each(sum(int((~part.isfinite()).sum()) for part in losses))
-                if sharing or (any(bad) and not bad[team.index]):
-                    rows = f"{sum(bad)} rows" if any(bad) else "its gradient"
-                    raise NotFiniteError(f"not finite at step {step}: {rows}; rows of each process: {bad}")
-                raise NotFiniteError(diagnose(replace(backward, synced=None), model, batch, losses, step))
+                    keeper.write(now, step, time.monotonic() - began)
+                raise _not_finite(backward, None if spread.on else model, batch, losses, step)
             stepper.step(factor if whole else None)
             if scaler is not None:
                 scaler.update()
             if average is not None and whole:
                 average.update(net, step + 1)
             done, at = step + 1, time.monotonic()
-            speed = (done - first) * batch_size / max(at - began, 1e-9)
             looks = watch is not None and (done % watch_every == 0 or done == steps)
             if keeper is not None and (done % log_every == 0 or done == steps or looks):
-                entry = {
-                    "step": done,
-                    "samples": done * batch_size,
-                    "loss": mean.item(),
-                    "lr": lr * factor,
-                    "grad_norm": norm.item(),
-                    "seconds": round(before + at - began, 3),
-                }
+                entry = {"step": done, "samples": done * batch_size, "loss": mean.item(), "lr": lr * factor}
+                entry |= {"grad_norm": norm.item(), "seconds": round(at - began, 3)}
                 entry |= {"scale": scaler.get_scale()} if scaler is not None else {}
-                keeper.log(entry | (_look(watch, averaged, backward) if looks and watch else {}))
+                keeper.log(entry | (_look(watch, watched, backward) if looks and watch else {}))
             if bar.due() or done == steps:
+                speed = (done - first) * batch_size / max(at - began - before, 1e-9)
                 bar.update(done, f"loss {mean.item():.4f}  {speed:.0f} samples/s")
             if keeper is not None:
                 if isinstance(average, Averages):
                     with keeper.room(f"averages of step {done}"):
                         average.keep(done, done == steps)
                 if due or done == steps or asked.by:
-                    keeper.write(now, done, before + at - began)
+                    keeper.write(now, done, at - began)
                     kept = time.monotonic()
                 if asked.by:
                     stopped = Stopped(asked.by, done, steps, keeper.out)
@@ -265,20 +231,31 @@ def fit(
                     raise stopped
     if keeper is not None:
         keeper.close()
-    seconds = before + time.monotonic() - began
-    if sharing:
-        sharded.pour(net, given, device)
-        if own is not None and asked_for is not None and own is not asked_for:
-            sharded.pour(own, asked_for, device)
-        if average is not None:
-            for name, one in plain.items():
-                sharded.pour(average.nets[name], one, device)
-            average.nets = plain
-            averaged = _with_net(model, average.net)
-    given.eval()
-    if average is not None:
-        average.net.eval()
+    seconds = time.monotonic() - began
+    spread.pour(device)
+    for one in (model, averaged):
+        (one if isinstance(one, nn.Module) else one.net).eval()
     return Fit(model, averaged, steps, seconds, total / seconds)
+
+
+def _check(steps: int, batch_size: int, accumulate: int, processes: int, decay: float) -> None:
+    if steps < 1 or batch_size < 1:
+        raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
+    if accumulate < 1 or batch_size % accumulate:
+        raise ValueError(f"accumulate must divide the batch of {batch_size} into equal parts, got {accumulate}")
+    if batch_size % (accumulate * processes):
+        raise ValueError(f"{processes} processes of {accumulate} parts each must divide the batch, got {batch_size}")
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay must be a share in [0, 1], got {decay:g}")
+
+
+def _not_finite(backward: Backward, model: Any, batch: dict[str, Tensor], losses: list[Tensor], step: int) -> Exception:
+    """What to raise: with the layer, where one process has bad rows and the whole model (None: it is sharded)."""
+    bad = backward.team.each(sum(int((~part.isfinite()).sum()) for part in losses))
+    if model is None or (any(bad) and not bad[backward.team.index]):
+        rows = f"{sum(bad)} rows" if any(bad) else "its gradient"
+        return NotFiniteError(f"not finite at step {step}: {rows}; rows of each process: {bad}")
+    return NotFiniteError(diagnose(replace(backward, synced=None), model, batch, losses, step))
 
 
 class _Both(nn.Module):
@@ -314,6 +291,8 @@ def _look(watch: Callable[[Any], Mapping[str, float]], model: Any, how: Backward
         torch.manual_seed(mixed("watch", how.seed))
         found = dict(watch(model.eval() if isinstance(model, nn.Module) else _with_net(model, net.eval())))
     net.train(training)
+    if hasattr(net, "reshard"):  # after a forward pass without a backward one, FSDP2 leaves the outermost weights whole
+        net.reshard()
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suffuse.training.sharded import copy_in, sharded
+from suffuse.training.sharded import copy_in, gather, local, part_of, sharded
 
 __all__ = ["Optimizer"]
 
@@ -37,8 +37,6 @@ class Optimizer:
         if lr_matrices is not None and name != "muon":
             raise ValueError(f"lr_matrices is Muon's rate, got {lr_matrices:g} with optimizer={name!r}")
         matrices = list(_matrices(net)) if name == "muon" else []
-        if any(sharded(p) for p in matrices):
-            raise ValueError("Muon needs whole matrices: train with shard=False, or with optimizer='adamw'")
         taken = {id(p) for p in matrices}
         others = [p for p in net.parameters() if id(p) not in taken]
         fused = all(p.device.type in ("cpu", "cuda") for p in others)
@@ -47,9 +45,8 @@ class Optimizer:
         ]
         if matrices:
             own = lr if lr_matrices is None else lr_matrices
-            self.parts.append(
-                torch.optim.Muon(matrices, lr=own, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+            muon = _ShardedMuon if any(sharded(p) for p in matrices) else torch.optim.Muon
+            self.parts.append(muon(matrices, lr=own, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
         self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
     def unscale(self, scaler: torch.amp.GradScaler) -> None:
@@ -107,6 +104,28 @@ class Optimizer:
         for part in self.parts:
             yield first, part
             first += sum(len(group["params"]) for group in part.param_groups)
+
+
+class _ShardedMuon(torch.optim.Muon):
+    """Muon of matrices shared out between processes: each keeps its part of the momentum, and of the step
+
+        M <- mu M + (1 - mu) G,    W <- (1 - lr decay) W - lr orthogonal((1 - mu) G + mu M),
+
+    whose direction all of them find, for one whole matrix after the other.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            alone = {name: group[name] for name in ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}
+            for p in (p for p in group["params"] if p.grad is not None):
+                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                along = gather(p.grad.lerp(momentum, group["momentum"]))
+                step = torch.zeros_like(along)
+                step.grad = along
+                torch.optim.Muon([step], weight_decay=0.0, momentum=0.0, nesterov=False, **alone).step()
+                local(p).mul_(1 - group["lr"] * group["weight_decay"]).add_(part_of(step, p))
 
 
 def _matrices(net: nn.Module) -> Iterator[Tensor]:

@@ -21,9 +21,40 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from suffuse.training.files import ModelFileError
+from suffuse.training.parallel import Peers
 from suffuse.training.recompute import blocks
 
-__all__ = ["copy_in", "gather", "local", "pour", "read_shards", "shard", "sharded", "shapes_of", "write_shards"]
+__all__ = ["Shards", "copy_in", "gather", "local", "part_of", "read_shards", "sharded", "shapes_of", "write_shards"]
+
+
+class Shards:
+    """Networks as several processes train them: with the first one's weights, and shared out where asked for.
+
+    Args:
+        team: the processes. on: whether to share out, which one process never does.
+    """
+
+    def __init__(self, team: Peers, on: bool) -> None:
+        self.team, self.on, self.pairs = team, on and team.count > 1, []
+
+    def __call__(self, net: nn.Module) -> nn.Module:
+        """What to train in the place of this one."""
+        self.team.same(net)
+        if not self.on or not any(True for _ in net.parameters()):
+            return net
+        own = shard(net)
+        self.pairs.append((own, net))
+        return own
+
+    def pour(self, device: torch.device) -> None:
+        """Give every network memory again, and its trained weights."""
+        for own, net in self.pairs:
+            whole = {name: gather(value) for name, value in own.state_dict().items()}
+            kept = {name: value for name, value in own.named_buffers() if name not in whole}
+            net.to_empty(device=device)
+            with torch.no_grad():
+                for name, value in [*net.named_parameters(), *net.named_buffers()]:
+                    value.copy_(whole[name] if name in whole else kept[name])
 
 
 def shard(net: nn.Module) -> nn.Module:
@@ -37,16 +68,6 @@ def shard(net: nn.Module) -> nn.Module:
     fully_shard(own)
     net.to_empty(device="meta")
     return own
-
-
-def pour(own: nn.Module, net: nn.Module, device: torch.device) -> None:
-    """Give `net` memory again, and the whole weights of the sharded network made from it."""
-    whole = {name: gather(value) for name, value in own.state_dict().items()}
-    kept = {name: value for name, value in own.named_buffers() if name not in whole}
-    net.to_empty(device=device)
-    with torch.no_grad():
-        for name, value in [*net.named_parameters(), *net.named_buffers()]:
-            value.copy_(whole[name] if name in whole else kept[name])
 
 
 def sharded(value: Any) -> bool:
@@ -70,14 +91,16 @@ def gather(value: Tensor) -> Tensor:
 
 def copy_in(value: Tensor, whole: Tensor) -> None:
     """Copy a whole tensor, or this process's part of it."""
-    if not sharded(value):
-        value.copy_(whole)
-        return
+    local(value).copy_(part_of(whole, value))
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """What `local(like)` would be if `like` were this whole tensor."""
+    if not sharded(like):
+        return whole
     from torch.distributed.tensor import distribute_tensor
 
-    value.to_local().copy_(  # type: ignore[attr-defined]
-        distribute_tensor(whole, value.device_mesh, value.placements, src_data_rank=None).to_local()  # type: ignore[attr-defined]
-    )
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()  # type: ignore[attr-defined]
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
