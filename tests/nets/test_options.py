@@ -207,7 +207,9 @@ def test_edm2_keeps_magnitude_from_end_to_end_however_large_its_weights_are():
                     lambda m, a, out, name=name: seen.update({name: out.square().mean().sqrt()})
                 )
         net.told.register_forward_hook(lambda m, a, out: seen.update(told=out[1].square().mean().sqrt()))
+        net.told.time.register_forward_hook(lambda m, a, out: seen.update(time=a[0].square().mean().sqrt()))
         before = net(x, t, label=label)
+        assert abs(seen["time"] - 1) < 1e-3
         assert all(0.6 < value < 1.4 for value in seen.values()), seen
         assert 0.5 < before.square().mean().sqrt() < 1.4
         for name, p in net.named_parameters():

@@ -213,14 +213,15 @@ def test_samples_made_by_two_processes_are_those_of_one(rows):
         assert said.shape == (rows, 2) and np.abs(said - work()).max() < 1e-6
 
 
-def test_a_process_that_is_lost_while_rows_are_shared_out_is_named():
-    def some(first, n):
+@pytest.mark.parametrize("work", [lambda: gathered(4, lambda first, n: torch.zeros(n)), _train], ids=["rows", "fit"])
+def test_a_process_that_is_lost_outside_of_a_step_is_named(work):
+    def losing():
         if peers().index == 1:
             os._exit(1)
-        return torch.zeros(n)
+        return work()
 
-    lost = together(lambda: gathered(4, some))[0]
-    assert isinstance(lost, PeerLostError) and "the other process is gone while rows" in str(lost)
+    lost = together(losing)[0]
+    assert isinstance(lost, PeerLostError) and "the other process is gone while they shared work" in str(lost)
 
 
 def test_every_process_says_that_a_row_is_not_finite():
@@ -228,7 +229,10 @@ def test_every_process_says_that_a_row_is_not_finite():
         return LOSS(model, batch) * torch.where(batch["label"] == 2, torch.inf, 1.0)
 
     data = {"x": torch.zeros(8, 1, 4, 4, dtype=torch.float64), "label": torch.tensor([0, 2, 0, 0, 0, 0, 0, 0])}
-    assert all(isinstance(said, NotFiniteError) for said in together(lambda: _train(data=data, loss=broken)))
+    said = together(lambda: _train(data=data, loss=broken))
+    assert all(isinstance(one, NotFiniteError) for one in said)
+    whose, other = sorted(map(str, said), key=lambda text: "of each process" in text)
+    assert "in 1 of 4 rows" in whose and "step 0: 1 rows; rows of each process" in other
 
 
 def test_weights_that_a_loss_leaves_out_are_named():

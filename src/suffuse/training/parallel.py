@@ -164,7 +164,7 @@ def joined(patience: float | None = None) -> Iterator[Peers]:
         patience: seconds that an exchange may take before the others count as lost, by default 45 or the environment's
             SUFFUSE_PATIENCE. Not less than what the processes' work between two exchanges may differ by.
     Raises:
-        PeerLostError: not all processes came.
+        PeerLostError: not all processes came, or one was lost.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield peers()
@@ -173,14 +173,19 @@ def joined(patience: float | None = None) -> Iterator[Peers]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    index, count = os.environ.get("RANK", "?"), os.environ["WORLD_SIZE"]
+    meeting = wait if index == "0" else wait * 2 / 3  # who finds nobody there tries again, for up to as long
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=wait)
+        store, rank, size = next(dist.rendezvous("env://", timeout=meeting))
+        how = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(how, store=store, rank=rank, world_size=size, timeout=wait)
     except RuntimeError as error:
-        index, count = os.environ.get("RANK", "?"), os.environ["WORLD_SIZE"]
         raise PeerLostError(
             f"process {index} of {count}: not all of the {count} processes met within {wait.total_seconds():.0f} s"
         ) from error
-    yield peers()
+    team = peers()
+    with team.listening(lambda: "while they shared work: run the same again, a training with resume=True (--resume)"):
+        yield team
     if dist.is_initialized():
         dist.destroy_process_group()  # after an error the others may be gone, and this would wait for them
 
@@ -212,8 +217,6 @@ def gathered(n: int, some: Callable[[int, int], Tensor]) -> Tensor:
             rows than processes, some make a row that is not kept, so that all call it.
     Returns:
         (n, ...).
-    Raises:
-        PeerLostError: a process is gone, or did not answer.
     """
     team = peers()
     if team.count == 1:
@@ -224,6 +227,5 @@ def gathered(n: int, some: Callable[[int, int], Tensor]) -> Tensor:
     mine = some(first, max(counts[team.index], 1)).detach()
     padded = torch.cat([mine, mine.new_zeros((most - len(mine), *mine.shape[1:]))])
     every = [torch.empty_like(padded) for _ in counts]
-    with team.listening(lambda: "while rows were shared out; run the same again"):
-        dist.all_gather(every, padded)
+    dist.all_gather(every, padded)
     return torch.cat([rows[:k] for rows, k in zip(every, counts, strict=True)])
