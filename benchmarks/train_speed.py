@@ -34,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import suffuse as sf
 from suffuse import losses, nets
+from suffuse.training.precision import chosen
 
 CLASSES = 10
 
@@ -272,7 +273,10 @@ def main() -> None:
             for who in field:
                 each = seconds[who.maker] / (STEPS if setting == "defaults" else 1)
                 passes = 1 if setting.startswith("sampling") else 3
-                unit = "bf16" if dtype is not None or (setting == "defaults" and who.maker == "suffuse") else "fp32"
+                taken = (
+                    chosen("auto", torch.device("cpu")) if setting == "defaults" and who.maker == "suffuse" else dtype
+                )
+                unit = "fp32" if taken is None else "bf16"
                 row = {
                     "net": kind, "setting": setting, "maker": who.maker, "millions": round(who.millions, 3),
                     "images_per_second": round(size / each, 1),

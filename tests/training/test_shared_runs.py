@@ -56,3 +56,10 @@ def test_an_evaluation_is_sampled_by_two_processes_and_measured_by_one(tmp_path,
     for name in few:
         for what, value in alone[name]["measured"].items():
             assert shared[name]["measured"][what]["value"] == pytest.approx(value["value"], rel=1e-4), (name, what)
+
+
+def test_a_student_is_not_measured_by_several(tmp_path, capfd):
+    about = {"recipe": "distil", "shape": [1, 8, 8], "settings": {}, "train_seconds": 0.0}
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    assert [said.code for said in together(lambda: cli.main(["evaluate", str(tmp_path)]))] == [2, 2]
+    assert "leave out --processes" in capfd.readouterr().err
