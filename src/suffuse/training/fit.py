@@ -291,8 +291,7 @@ def _look(watch: Callable[[Any], Mapping[str, float]], model: Any, how: Backward
         torch.manual_seed(mixed("watch", how.seed))
         found = dict(watch(model.eval() if isinstance(model, nn.Module) else _with_net(model, net.eval())))
     net.train(training)
-    if hasattr(net, "reshard"):  # after a forward pass without a backward one, FSDP2 leaves the outermost weights whole
-        net.reshard()
+    getattr(net, "reshard", lambda: None)()  # FSDP2 leaves the outermost weights whole until a backward pass
     return found
 
 

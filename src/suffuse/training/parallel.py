@@ -169,6 +169,8 @@ def joined(patience: float | None = None) -> Iterator[Peers]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield peers()
         return
+    from torch.distributed.rendezvous import rendezvous
+
     wait = timedelta(seconds=float(os.environ.get("SUFFUSE_PATIENCE", PATIENCE)) if patience is None else patience)
     cuda = torch.cuda.is_available()
     if cuda:
@@ -176,7 +178,7 @@ def joined(patience: float | None = None) -> Iterator[Peers]:
     index, count = os.environ.get("RANK", "?"), os.environ["WORLD_SIZE"]
     meeting = wait if index == "0" else wait * 2 / 3  # who finds nobody there tries again, for up to as long
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=meeting))
+        store, rank, size = next(rendezvous("env://", timeout=meeting))
         how = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(how, store=store, rank=rank, world_size=size, timeout=wait)
     except RuntimeError as error:
