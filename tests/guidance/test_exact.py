@@ -134,6 +134,17 @@ def test_steering_errs_less_the_more_particles_there_are():
     assert errors[64] < 2.2 * cov.trace().item() / 64, "not much worse than exact draws"
 
 
+@pytest.mark.parametrize("threshold", [0.5, 2.0])
+def test_steering_is_right_however_often_it_resamples(threshold):
+    """A weight is a particle's own potential over its ancestor's: mean and spread of the tilted Gaussian."""
+    world, b, k, lam = oracle.Gaussian(torch.tensor([0.3, -0.2], dtype=F64), 0.4), torch.tensor([0.9, -0.6]), 64, 2.0
+    noise = sf.noise((48 * k, 2), seed=4, dtype=F64)
+    how = {"sampler": sf.samplers.dpmpp_multistep_sde, "steps": 30, "seed": 7, "threshold": threshold}
+    x = guidance.steer(world, lambda x0: x0 @ b.double(), noise, particles=k, lam=lam, **how).reshape(48, k, 2)
+    assert (x.mean((0, 1)) - world.mean() - lam * 0.4 * b).norm() < 0.1
+    assert (x.var(1).mean(0) / 0.4 - 1).abs().max() < 0.15
+
+
 def test_every_place_of_a_group_is_a_fair_draw():
     log_w = torch.tensor([0.1, 0.6, 0.3], dtype=F64).log().expand(20_000, 3)
     index, after = guidance.resample(log_w, 2.0, 5)

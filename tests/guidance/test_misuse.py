@@ -13,6 +13,12 @@ MISUSE = {
         lambda: guidance.guide(POS, MODEL.given(label=2), 1.0),
         "the negative is told 'label', but w=1 is off",
     ),
+    "negative prompt without cfg_zero": (
+        lambda: guidance.cfg_zero(POS, MODEL.given(label=2), 1.0),
+        "w=1 is off",
+    ),
+    "w": (lambda: guidance.guide(POS, NEG, float("nan")), "w must be a finite number, got nan"),
+    "w of a row": (lambda: guidance.apg(POS, NEG, X[:, 0, 0, 0] / 0), "w must be a finite number"),
     "negative prompt without apg": (lambda: guidance.apg(POS, MODEL.given(label=2), 1.0), "w=1 is off"),
     "two schedules": (lambda: guidance.guide(POS, MODEL.on(schedules.Cosine()), 2.0), r"bring them together with \.on"),
     "a classifier of another schedule": (

@@ -24,6 +24,8 @@ OFF = {
     "interval": guidance.interval(guidance.apg(POS, NEG, 4.0), POS, between=(0.9, 0.9)),
     "interval in logsnr": guidance.guide(POS, NEG, 3.0, logsnr=(8.0, 9.0)),
     "pag": guidance.pag(POS, 1.0),
+    "pag at other times": guidance.pag(POS, 3.0, between=(0.9, 0.95)),
+    "pag at other noise": guidance.pag(POS, 3.0, logsnr=(8.0, 9.0)),
     "pag nowhere": guidance.pag(POS, 4.0, where=lambda site: False),
     "perturbed": guidance.perturbed(POS, where=lambda site: False),
     "classifier": guidance.classifier(POS, READER, 2, 0.0),
