@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from suffuse import cli, fields, pictures
+from suffuse import Denoiser, cli, fields, nets, pictures, schedules
 from suffuse.data.shapes import Frieze, parse
 from suffuse.recipes import digits, frieze
 from suffuse.recipes.run import Run
@@ -28,7 +29,7 @@ def run(tmp_path_factory):
 def coloured(tmp_path_factory):
     """The frieze recipe's own network, trained for two tiny steps: enough to be asked."""
     out = tmp_path_factory.mktemp("runs") / "frieze"
-    frieze.train(out, steps=2, batch_size=2, progress=False)
+    call("train", "frieze", "--steps", 2, "--batch-size", 2, "--seed", 3, "--out", out)
     return out
 
 
@@ -76,6 +77,103 @@ def test_a_mesh_is_painted(coloured, tmp_path):
         assert png.size == (24, 24) and len(png.getcolors(10000)) > 20
 
 
+class _Believes(nn.Module):
+    """Sure of one picture a label: a brightness of label/10 - 1/2 that rises to the right, more for higher labels."""
+
+    conditions = {"label": nets.Label(10)}
+
+    def __init__(self, slope):
+        super().__init__()
+        self.slope = slope
+
+    def picture(self, label, width=8):
+        level = torch.where(label < 10, label / 10 - 0.5, 0.0)  # 10 is told nothing
+        return level + self.slope * (level + 1) * torch.linspace(-1, 1, width)
+
+    def forward(self, x, t, label):
+        return (x - self.picture(label[:, None, None, None], x.shape[-1])) / t[:, None, None, None]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Commands ask a model that is sure of itself, and what they draw is kept."""
+    usual, seen = pictures.grid, []
+
+    def grid(x, *args, **how):
+        seen.append(x)
+        return usual(x, *args, **how)
+
+    def believing(slope):
+        model = Denoiser(_Believes(slope), schedules.Linear(), predicts="velocity")
+        monkeypatch.setattr(Run, "model", lambda self: model)
+        return model.net
+
+    monkeypatch.setattr(pictures, "grid", grid)
+    return seen, believing
+
+
+def test_a_panorama_shows_its_labels_from_left_to_right_at_the_scale_asked(run, drawn, tmp_path):
+    seen, believing = drawn
+    believing(0.0)
+    call("panorama", run, "--width", 40, "--height", 12, "--label", 2, 4, "--out", tmp_path / "p.png", "--n", 2)
+    call("panorama", run, "--width", 40, "--label", 2, 4, "--w", 2, "--out", tmp_path / "p.png")
+    plain, guided = seen
+    assert plain.shape == (2, 1, 12, 40)
+    for x, w in ((plain, 1), (guided, 2)):
+        assert (x[..., :16] + 0.3 * w).abs().max() < 1e-3 and (x[..., -16:] + 0.1 * w).abs().max() < 1e-3
+        assert ((x[..., 18:22] > -0.3 * w) & (x[..., 18:22] < -0.1 * w)).any(), "windows of both overlap"
+
+
+def test_an_anagram_is_the_mean_of_what_each_view_is_told_turned_back(run, drawn, tmp_path):
+    seen, believing = drawn
+    net = believing(0.2)
+    call("anagram", run, "--label", 1, 8, "--views", "identity", "mirror", "--n", 2, "--out", tmp_path / "a.png")
+    call("anagram", run, "--label", 1, 8, "--views", "identity", "rotate90", "--w", 2, "--out", tmp_path / "a.png")
+    one, eight = (net.picture(torch.tensor([label])).expand(8, 8) for label in (1, 8))
+    first, second = seen
+    mean = (one + eight.flip(1)) / 2
+    for row, want in ((first[:2], mean), (first[2:], mean.flip(1))):
+        assert (row - want).abs().max() < 1e-3
+    nothing = net.picture(torch.tensor([10])).expand(8, 8)
+    one, eight = (2 * x - nothing for x in (one, eight))
+    assert (second[0, 0] - (one + eight.rot90(-1, (0, 1))) / 2).abs().max() < 1e-3
+
+
+def test_a_mesh_is_painted_with_what_it_is_told(coloured, drawn, tmp_path):
+    drawn[1](0.0)
+    how = ["--run", coloured, "--views", 3, "--size", 32, "--texture", 16]
+    for w in (1, 2):
+        call("texture", "cube", *how, "--label", 7, "--w", w, "--out", tmp_path)
+        with Image.open(tmp_path / "mesh.png") as png:
+            (low, high), *_ = png.convert("RGB").getextrema()
+        assert abs(low - (0.2 * w + 1) * 127.5) < 2 and high - low < 2
+
+
+@pytest.mark.parametrize("command", ["panorama", "pushed", "anagram"])
+def test_the_same_seed_draws_the_same_and_options_are_heard(command, run, tmp_path):
+    """Each option of how, one at a time: another picture, and the first again."""
+    start = {
+        "panorama": ["panorama", run, "--width", 20, "--steps", 2],
+        "pushed": ["panorama", run, "--width", 20, "--steps", 2, "--push", 0.5],
+        "anagram": ["anagram", run, "--label", 1, 2, "--n", 2, "--steps", 2],
+    }[command]
+    options = {
+        "panorama": [["--seed", 1], ["--steps", 3], ["--stride", 3]],
+        "pushed": [["--push", 5]],
+        "anagram": [["--seed", 1], ["--steps", 3]],
+    }
+
+    def pixels(*more):
+        call(*start, *more, "--out", tmp_path / "x.png")
+        with Image.open(tmp_path / "x.png") as image:
+            return image.tobytes()
+
+    first = pixels()
+    assert pixels("--chunk", 2) == first if command == "panorama" else pixels() == first
+    for option in options[command]:
+        assert pixels(*option) != first, option
+
+
 MISUSE = {
     "views and labels": (
         ["anagram", "RUN", "--label", "1"],
@@ -107,9 +205,10 @@ def test_misuse_is_one_sentence_and_exit_code_2(name, run, coloured, capsys):
 
 def test_a_trained_frieze_resumes_to_itself(coloured):
     before = (coloured / "model" / "model.safetensors").read_bytes()
-    frieze.train(coloured, steps=2, batch_size=2, resume=True, progress=False)
+    call("train", "frieze", "--steps", 2, "--batch-size", 2, "--seed", 3, "--resume", "--out", coloured)
     assert (coloured / "model" / "model.safetensors").read_bytes() == before
-    assert Run.open(coloured).settings["w"] == frieze.W
+    settings = Run.open(coloured).settings
+    assert settings["w"] == frieze.W and settings["seed"] == 3 and settings["batch_size"] == 2
 
 
 def test_crops_show_what_their_captions_say():
