@@ -24,7 +24,7 @@ from suffuse.training.files import read_json, write_json
 
 DOCS = Path(__file__).parent.parent / "docs"
 BUDGETS = (1, 2, 4)
-OWN = ("dmd",)
+OWN = ("dmd", "dmd2")
 """Methods whose student is made for one budget, and needs a training for each."""
 
 

@@ -285,6 +285,68 @@ class TestDistributionMatching:
         assert at[1.0] == pytest.approx(1.0, abs=0.02) and at[0.5] == pytest.approx((0.25 * C + 0.25) ** 0.5, abs=0.01)
 
 
+class TestCritic:
+    """DMD2's critic on N(0.6, 0.3^2) as data and N(-0.4, 0.5^2) as samples: what it learns, and what it pulls at."""
+
+    real, made = oracle.Gaussian([0.6], 0.09), oracle.Gaussian([-0.4], 0.25)
+
+    def test_it_learns_the_log_ratio_of_data_to_samples_under_noise(self):
+        torch.manual_seed(0)
+        fake = Denoiser(MLP(1, width=32, depth=1), schedules.Linear())
+        critic = fewstep.Critic(fake, {"x": torch.zeros(1, 1)})
+        generator = Denoiser(lambda x, t: 1.5 * x + 0.4 if (t == 1).all() else 0 * x, schedules.Linear())
+        loss = fewstep.DMD(self.real, fake, critic=critic, every=10**9)
+        adam = torch.optim.Adam(loss.parameters(), lr=5e-3)
+        kept = [name for name in loss.state_dict() if name != "calls"]
+        assert len({id(p) for p in loss.parameters()}) == len(kept), "weights are kept once"
+        for _ in range(200):
+            adam.zero_grad()
+            loss(generator, {"x": self.real.sample(256, seed=_).float()}).mean().backward()
+            adam.step()
+        x = torch.linspace(-1.2, 1.5, 28, dtype=torch.float64)[:, None]
+        for t in (0.25, 0.4):
+            truth = self.real.log_prob(x, t) - self.made.log_prob(x, t)
+            with torch.no_grad():
+                found = critic(x.float(), torch.full((28,), t))
+            share, exact = found.sigmoid(), truth.sigmoid()  # of being data
+            assert exact.min() < 0.05 and exact.max() > 0.85 and (share - exact).abs().max() < 0.12
+
+    def test_the_generator_goes_where_the_critic_says_data_is(self):
+        """With a teacher that has nothing to add, and logit = k x_t: the gradient by a sum over x0, t and noise."""
+        k, share, a = 1.5, 0.02, torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+
+        class Steep(nn.Module):
+            def forward(self, x, t):
+                return k * x[:, 0]
+
+        def flow(x, t):
+            p = WORLD_1(x, t)
+            return p.eps - p.x0
+
+        def jump(x, t):
+            return 0.5 * x - a
+
+        span = lambda n, device: 0.2 + 0.6 * losses.stratified(n, device).double()  # noqa: E731
+        loss = fewstep.DMD(
+            WORLD_1,
+            Denoiser(flow, schedules.Linear()),
+            critic=Steep(),
+            adversarial=share,
+            every=1,
+            times=span,
+        )
+        torch.manual_seed(0)
+        loss(Denoiser(jump, schedules.Linear()), {"x": torch.zeros(200_000, 1).double()}).mean().backward()
+        t, z = torch.linspace(0.2, 0.8, 801).double()[:, None], torch.linspace(-6, 6, 1201).double()
+        x = (1 - t) * 0.2 + (((1 - t) * 0.5) ** 2 + t**2).sqrt() * z
+        weight = (-(z**2) / 2).exp() / (-(z**2) / 2).exp().sum()
+        truth = -share * k * ((1 - t) * torch.sigmoid(-k * x) * weight).sum(1).mean()
+        assert a.grad.item() == pytest.approx(truth.item(), rel=0.02)
+
+
+WORLD_1 = oracle.Gaussian([0.3], 0.2)
+
+
 def WORLD_MAP(x, t):
     return Exact()(x, t, torch.zeros_like(t))
 
@@ -313,6 +375,18 @@ def test_annealed_moves_the_setting_with_the_rows_seen_and_keeps_count():
     again.load_state_dict({"seen": torch.tensor(20)})
     again(None, {"x": torch.zeros(10, 1)})
     assert seen[-1] == 0.5
+
+
+def test_annealed_counts_the_rows_of_all_processes_and_none_that_it_only_measures(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    seen = []
+    annealed = fewstep.Annealed(lambda m, batch, share: seen.append(share), 80, lambda share: {"share": share})
+    annealed(None, {"x": torch.zeros(10, 1)})
+    annealed.eval()(None, {"x": torch.zeros(10, 1)})
+    annealed.train()(None, {"x": torch.zeros(10, 1)})
+    annealed(None, {"x": torch.zeros(10, 1)})
+    assert seen == [0, 0.5, 0.5, 1]
 
 
 class TestBudget:
@@ -405,6 +479,14 @@ MISUSE = {
     "warmup": (lambda: fewstep.continuous_consistency(PLAIN, BATCH, warmup=2.0), r"warmup in \[0, 1\]"),
     "weight": (lambda: fewstep.distribution_matching(WORLD, WORLD, START, weight="k"), "weight must be 'adaptive'"),
     "every": (lambda: fewstep.DMD(WORLD, PLAIN, every=0), "steps and every must be at least 1"),
+    "a critic of nothing": (
+        lambda: fewstep.Critic(Denoiser(nn.Linear(2, 2), schedules.Linear()), {"x": START}),
+        "Linear has neither `middle` nor `blocks`",
+    ),
+    "a critic of what is not there": (
+        lambda: fewstep.Critic(PLAIN, {"x": START}, at="blocks.9"),
+        "MLP has no module 'blocks.9' to look at",
+    ),
     "rows": (lambda: fewstep.Annealed(fewstep.meanflow, 0, dict), "rows must be at least 1, got 0"),
 }
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from suffuse import Denoiser, fields, guide, losses, metrics, noise, oracle, samplers, schedules
+from suffuse import Denoiser, adapters, fields, guide, losses, metrics, noise, oracle, samplers, schedules
 from suffuse.losses import distillation, weights
 from suffuse.nets import MLP
 
@@ -207,10 +207,25 @@ def test_gradients_go_through_a_field_and_not_through_the_model():
     torch.testing.assert_close(theta.grad, through)
 
 
-class TestCollapse:
-    """256 particles towards a ring of four wide modes, by SDS and by VSD with a small network of their own."""
+RING = oracle.Mixture(torch.ones(4), [[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]], 0.3)
 
-    world = oracle.Mixture(torch.ones(4), [[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]], 0.3)
+
+class Trained(nn.Module):
+    """A network that has learned the ring exactly: its velocity, and layers that add nothing to it yet."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = MLP(2, width=64, depth=1)
+
+    def forward(self, x, t):
+        p = RING(x, t)
+        return p.eps - p.x0 + self.layers(x, t)
+
+
+class TestCollapse:
+    """256 particles towards a ring of four wide modes: by SDS, and by VSD with a network of their own or a LoRA."""
+
+    world = RING
     steps, n = 250, 256
 
     def distance(self, x):
@@ -220,27 +235,59 @@ class TestCollapse:
     def start(self):
         return 0.5 * noise((self.n, 2), seed=0)
 
-    def by_vsd(self):
-        torch.manual_seed(0)
-        net = MLP(2, width=64, depth=1)
-        particles = Denoiser(net, self.world.schedule)
-        adam = torch.optim.Adam(net.parameters(), lr=3e-3)
-
-        def loss(x, share):
-            adam.zero_grad()
-            losses.denoising(particles, {"x": x.detach()}).mean().backward()
-            adam.step()
-            return losses.vsd(self.world, x, particles)
-
-        return distillation.descend(loss, self.start(), steps=self.steps, lr=0.1)
-
     def test_sds_collapses_and_vsd_does_not(self):
         x = distillation.descend(lambda x, share: losses.sds(self.world, x), self.start(), steps=self.steps, lr=0.1)
-        collapsed, spread = self.distance(x), self.distance(self.by_vsd())
-        floor = self.distance(self.world.sample(self.n, seed=3))
-        print(f"sliced W2: SDS {collapsed:.3f}, VSD {spread:.3f}, exact samples {floor:.3f}")
+        collapsed, floor = self.distance(x), self.distance(self.world.sample(self.n, seed=3))
         assert collapsed > 0.4
-        assert spread <= collapsed / 4
+        torch.manual_seed(0)
+        trained = Denoiser(Trained(), self.world.schedule)
+        particles = {
+            "network": Denoiser(MLP(2, width=64, depth=1), self.world.schedule),
+            "lora": adapters.lora(trained, lambda name, module: True, rank=8),
+        }
+        base = [p.clone() for p in trained.net.parameters()]
+        for name, own in particles.items():
+            loss = losses.VSD(self.world, own, lr=3e-3)
+            spread = self.distance(distillation.descend(loss, self.start(), steps=self.steps, lr=0.1))
+            print(f"sliced W2: SDS {collapsed:.3f}, VSD by {name} {spread:.3f}, exact samples {floor:.3f}")
+            assert spread <= collapsed / 4
+        assert all(torch.equal(a, b) for a, b in zip(base, trained.net.parameters(), strict=True))
+
+
+def test_a_fresh_lora_pushes_nowhere_and_learns_the_score_of_the_particles():
+    """VSD's gradient begins at 0, the model's own, and ends at that of particles whose score is known."""
+    torch.manual_seed(0)
+    model = Denoiser(Trained(), RING.schedule)
+    own = adapters.lora(model, lambda name, module: True, rank=16)
+    x = (torch.tensor([1.0, -0.5]) + 0.4 * noise((1000, 2), seed=0)).requires_grad_()
+    (grad,) = torch.autograd.grad(losses.vsd(model, x, own).sum(), x)
+    assert (grad == 0).all()
+    loss = losses.VSD(model, own, lr=1e-2, turns=150)
+
+    def mean(value):  # at few points, on the average over noise: of equal parts of the particles
+        torch.manual_seed(1)
+        at = torch.tensor([[2.0, -0.5], [0.0, -0.5]]).repeat_interleave(8000, 0).requires_grad_()
+        (g,) = torch.autograd.grad(value(at).sum(), at)
+        return g.reshape(2, -1, 2).mean(1)
+
+    loss(x.detach())
+    exact = oracle.Gaussian([1.0, -0.5], 0.16)
+    found = mean(lambda at: losses.vsd(model, at, own))
+    truth = mean(lambda at: losses.vsd(RING, at, exact))
+    print(found, truth)
+    assert truth.norm() > 0.2 and (found - truth).norm() < 0.2 * truth.norm()
+
+
+def test_vsd_lets_its_times_follow_the_share():
+    asked = []
+
+    def times(share):
+        asked.append(share)
+        return distillation.annealed(share)
+
+    loss = losses.VSD(RING, Denoiser(MLP(2, width=8, depth=1), RING.schedule), times=times, turns=2)
+    distillation.descend(loss, torch.zeros(8, 2), steps=4)
+    assert asked == [0, 0.25, 0.5, 0.75]
 
 
 def test_annealing_brings_the_highest_time_down():
@@ -266,7 +313,19 @@ def test_descent_is_a_function_of_the_seed_and_finds_the_mode():
 
 X = torch.zeros(2, 1)
 G = WORLDS["gaussian"]
+SMALL = Denoiser(MLP(1, width=8, depth=1), VP, "v")
+FROZEN = Denoiser(MLP(1, width=8, depth=1).requires_grad_(False), VP, "v")
 MISUSE = {
+    "vsd trains the model": (
+        lambda: losses.VSD(guide(SMALL, SMALL, 2.0), SMALL),
+        r"would train the model's own weights: give sf.adapters.lora\(model\)",
+    ),
+    "vsd trains nothing": (lambda: losses.VSD(SMALL, FROZEN), "has nothing to train"),
+    "vsd of two schedules": (
+        lambda: losses.VSD(G, Denoiser(SMALL.net, schedules.Linear())),
+        r"the particles' denoiser lives on Linear\(\)",
+    ),
+    "turns": (lambda: losses.VSD(G, SMALL, turns=0), "turns must be at least 1, got 0"),
     "vsd": (lambda: losses.vsd(G, X, oracle.Gaussian([0.0], 1.0)), r"the particles' denoiser lives on Linear\(\)"),
     "dds shapes": (lambda: losses.dds(G, X, G, X[:1]), r"has shape \(2, 1\), the one it is edited from \(1, 1\)"),
     "pds schedules": (lambda: losses.pds(G, X, oracle.Gaussian([0.0], 1.0), X), "the source on Linear"),

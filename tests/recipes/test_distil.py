@@ -10,10 +10,12 @@ from PIL import Image
 from torch import nn
 
 from suffuse import Denoiser, cli, nets, noise, pictures, sample, samplers, schedules
-from suffuse.recipes import digits, distil, edit
+from suffuse.recipes import digits, distil, draw, edit
 from suffuse.recipes.run import Run
 from suffuse.training import fit, save
 from suffuse.training.backward import Backward
+from suffuse.training.files import read_json
+from tests.losses import test_fewstep as flow
 from tests.recipes.test_cli import call
 
 BRIEF = {"steps": 4, "batch_size": 8, "pairs": 16, "progress": False}
@@ -62,9 +64,11 @@ def test_every_method_trains_samples_within_its_budget_and_hears_what_it_was_giv
     assert max(moved) > 0
     if method.adds:
         assert model.net.told.embedders[-1].embed.second.weight.abs().max() > 0, "what was silent is heard"
-    kept = distil.cost(made)["kept"]
-    copies = 3 if name == "dmd" else 2  # the network, its average, and the second model
-    assert kept // distil.cost(made)["parameters"] == copies
+    cost = read_json(made.path / "cost.json")
+    assert cost == distil.cost(made) and cost["train_seconds"] > 0
+    copies = 3 if name in ("dmd", "dmd2") else 2  # the network, its average, and the second model
+    assert cost["kept"] // cost["parameters"] == copies
+    assert made.settings.get("scales") == ((1.0, 3.0) if method.adds == "w" else None)
 
 
 QUICK = ("consistency-training", "dmd", "progressive")
@@ -102,6 +106,48 @@ def test_a_halved_student_is_the_stage_made_for_the_budget(teacher, tmp_path):
     assert torch.equal(weights[1], next(iter(made.model().net.parameters())))
 
 
+@pytest.mark.parametrize("name", distil.METHODS)
+def test_a_student_runs_by_the_rule_of_its_method(name):
+    """Exact students in three steps: one that jumps lands right by jumping anew, any other by going on."""
+    made, start = Run(None, "distil", (2,), {"method": name}, 1.0), noise((500, 2), seed=1, dtype=torch.float64)
+    model = flow.exact()
+    if name in {"scm", "dmd", "dmd2"} or "consistency" in name:  # trained to be told where it is, never where it goes
+        model = samplers.endpoint(model)
+        x = (sample(model, start, sampler=distil.plan(made, model, 3), seed=0) - flow.M) / flow.C**0.5
+        assert x.mean(0).abs().max() < 0.18 and (x.std(0) - 1).abs().max() < 0.13
+    else:
+        x = sample(model, start, sampler=distil.plan(made, model, 3))
+        torch.testing.assert_close(x, flow.M + flow.C**0.5 * start)
+
+
+class _Folded(nn.Module):
+    """A student sure of one picture, w (label/10 - 1/2)."""
+
+    conditions = {"label": nets.Label(10), "w": nets.Scalar()}
+
+    def forward(self, x, t, label, w):
+        return (x - (w * (label / 10 - 0.5))[:, None, None, None]) / t[:, None, None, None]
+
+
+def test_a_student_is_told_the_guidance_folded_into_it_and_none_is_guided_twice(monkeypatch):
+    about = {"method": "latent-consistency", "w": 2.0, "scales": [1.0, 3.0]}
+    made, start = Run(None, "distil", digits.SHAPE, about, 1.0), noise((2, *digits.SHAPE), seed=0)
+    student = Denoiser(_Folded(), schedules.Linear())
+    monkeypatch.setattr(Run, "model", lambda self: student)
+    for asked, w in ((None, 2.0), (2.75, 2.75), (1, 1.0)):
+        model, said = draw.told(made, 2, [1, 4], [], asked)
+        x = sample(model, start, sampler=distil.plan(made, model, 2), seed=0)
+        assert said == w and (x[0] + 0.4 * w).abs().max() < 1e-5 and (x[1] + 0.1 * w).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="learned guidance from w=1 to 3, got w=4"):
+        draw.told(made, 2, [1, 4], [], 4.0)
+    plain, made = tiny(), Run(None, "distil", digits.SHAPE, {"method": "scm", "w": 3.0}, 1.0)
+    monkeypatch.setattr(Run, "model", lambda self: plain)
+    model, w = draw.told(made, 2, [1, 4], [], None)
+    assert w == 1 and torch.equal(model(start, 0.5).x0, plain.given(label=torch.tensor([1, 4]))(start, 0.5).x0)
+    with pytest.raises(ValueError, match="guidance of w=3 is folded into this student and would act twice"):
+        draw.told(made, 2, [1, 4], [], 2.0)
+
+
 def test_a_student_of_another_shape_is_refused():
     wide = nets.MLP(2, width=16, depth=1)
     with pytest.raises(ValueError, match=r"a student of another shape: .* is \(.*\), the teacher's \("):
@@ -116,12 +162,19 @@ def test_the_command_line_distils_measures_and_samples(teacher, tmp_path, capsys
     call("distil", teacher, "--method", "meanflow", "--steps", 2, "--batch-size", 8, "--out", tmp_path / "mf")
     said = capsys.readouterr().out
     assert "1 evaluations a sample, counted" in said and "Frechet" not in said and "label_accuracy" in said
+    assert "--sampler ddim --steps 1 --grid uniform" in said
+    weights = tmp_path / "mf" / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    call("distil", teacher, "--steps", 2, "--batch-size", 8, "--out", tmp_path / "mf", "--resume")
+    assert weights.read_bytes() == before
     call("sample", tmp_path / "mf", "--sampler", "ddim", "--steps", 1, "--grid", "uniform", "--n", 2, "--label", 3)
     for wrong, message in [
         (["sample", tmp_path / "mf", "--steps", 3], "cannot run a two-time network"),
         (["distil", tmp_path / "mf"], "is a student itself, its guidance would be folded twice"),
         (["distil", teacher, "--method", "progressive", "--nfe", 3], "nfe must be 1, 2, 4 or 8, got 3"),
         (["distil", teacher, "--nfe", 0], "nfe must be at least 1, got 0"),
+        (["distil", teacher, "--steps", 3, "--out", tmp_path / "mf"], "holds checkpoints"),
+        (["distil", teacher, "--method", "consistency-training", "--w", 2], "learns from data alone"),
     ]:
         with pytest.raises(SystemExit):
             call(*wrong)

@@ -22,6 +22,7 @@ Name = Literal[
     "shortcut",
     "meanflow",
     "dmd",
+    "dmd2",
 ]
 
 

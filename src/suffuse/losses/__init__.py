@@ -5,7 +5,7 @@ from suffuse.losses.alignment import Alignment
 from suffuse.losses.autoencoder import Adversarial, Perceptual, autoencoding, kl_divergence
 from suffuse.losses.couplings import immiscible, independent, optimal_transport
 from suffuse.losses.denoising import denoising
-from suffuse.losses.distillation import csd, dds, pds, sdi, sds, vsd
+from suffuse.losses.distillation import VSD, csd, dds, pds, sdi, sds, vsd
 from suffuse.losses.gan import GAN
 from suffuse.losses.noisy_classification import noisy_classification
 from suffuse.losses.score import denoising_score, implicit_score, sliced_score
@@ -24,6 +24,7 @@ from suffuse.losses.variance import hybrid
 
 __all__ = [
     "GAN",
+    "VSD",
     "Adversarial",
     "Alignment",
     "Perceptual",

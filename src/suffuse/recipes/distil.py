@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from suffuse import data, grids, metrics, nets, samplers
 from suffuse.denoise import Denoiser
 from suffuse.recipes import digits, images, shapes, toy
-from suffuse.recipes.distil_methods import METHODS, Loss, Material, Stage, method_of
+from suffuse.recipes.distil_methods import METHODS, Loss, Material, Stage, method_of, scales
 from suffuse.recipes.draw import sample_many
 from suffuse.recipes.run import Run
 from suffuse.training import fit, load, save
@@ -105,17 +105,20 @@ def train(
     Args:
         run: the teacher's folder, or the name of a model that ships. out: the student's folder.
         method: of `METHODS`. nfe: evaluations a sample that the student is for.
-        w: guidance of the teacher that the student takes over, 1 is off; "latent-consistency" learns 1 to max(w, 3).
+        w: guidance of the teacher that the student takes over, 1 is off; "latent-consistency" learns 1 to max(w, 3),
+            and is told which when it samples.
         seed: of order and noise. steps: of all stages together. batch_size, lr, ema: as for `fit`.
         pairs: that reflow's second round learns from.
         resume: go on from what is there. overwrite: begin anew where there is something.
     Raises:
         ValueError: an unknown method; nfe < 1, or too many for it; a teacher that was distilled already; reflow of a
-            model that is no flow.
+            model that is no flow; guidance for consistency training, which has no teacher.
     """
     how, made, out = method_of(method), Run.open(run), Path(out)
     if nfe < 1:
         raise ValueError(f"nfe must be at least 1, got {nfe}")
+    if method == "consistency-training" and w != 1:
+        raise ValueError(f"consistency training learns from data alone, no teacher is asked that w={w:g} could guide")
     if made.recipe == "distil":
         raise ValueError(f"{made.path} is a student itself, its guidance would be folded twice: distil its teacher")
     names, teacher, material = how.stages(nfe), made.model(), _material(made, seed)
@@ -158,8 +161,10 @@ def train(
     save(model, out / "model")
     settings = {"teacher": str(made.path), "of": made.recipe, "method": method, "nfe": nfe, "w": w, "seed": seed}
     settings |= {"steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema}
+    settings |= {"scales": scales(w)} if how.adds == "w" else {}
     result = Run(out, "distil", made.shape, settings, round(seconds, 2))
     result.write()
+    write_json(out / "cost.json", cost(result))
     return result
 
 
@@ -214,7 +219,7 @@ def model_for(made: Run, nfe: int) -> Denoiser:
 
 
 def cost(made: Run) -> dict[str, Any]:
-    """What a student costs: parameters of the model, of everything in its newest checkpoint, and the training.
+    """What a student costs, as cost.json of its run says: parameters, those in its newest checkpoint, the training.
 
     Returns:
         "parameters": in model/; "kept": in the newest checkpoint too, averages, second models and critics included;
@@ -246,15 +251,17 @@ def evaluate(made: Run, *, nfe: Sequence[int] = (1, 2, 4), seed: int = 1) -> dic
     result: dict[str, Any] = {"model_hash": made.model_hash, "seed": seed, "cost": cost(made)}
     judge = digits.classifier()
     for n in nfe:
-        result[str(n)] = measured(model_for(made, n), partial(plan, made), n, judge, seed)
+        result[str(n)] = measured(model_for(made, n), partial(plan, made), n, judge, seed, w=made.settings["w"])
     write_json(made.path / "metrics.json", result)
     return result
 
 
-def measured(model: Denoiser, of: Callable[[Denoiser, int], Any], nfe: int, judge: Any, seed: int) -> dict[str, Any]:
-    """Digits of a model at one budget, against real ones."""
+def measured(
+    model: Denoiser, of: Callable[[Denoiser, int], Any], nfe: int, judge: Any, seed: int, *, w: float = 1.0
+) -> dict[str, Any]:
+    """Digits of a model at one budget, against real ones; a student with guidance folded in is told w."""
     real, unseen = data.digits("train"), data.digits("test")
-    told: dict[str, Any] = {"label": real["label"]} | ({"w": 1.0} if "w" in model.conditions else {})
+    told: dict[str, Any] = {"label": real["label"]} | ({"w": w} if "w" in model.conditions else {})
     n, asked = len(real["x"]), model.given(**told)
     with samplers.budget(asked, n, nfe) as spent:
         x = sample_many(asked, n, digits.SHAPE, seed, sampler=of(model, nfe)).clamp(-1, 1)

@@ -21,7 +21,7 @@ from suffuse.losses import fewstep
 from suffuse.random import noise
 from suffuse.training.files import read_tensors, write_tensors
 
-__all__ = ["METHODS", "Material", "Method", "Stage", "method_of"]
+__all__ = ["METHODS", "Material", "Method", "Stage", "method_of", "scales"]
 
 HALVINGS = 8
 """Steps that the first student of progressive distillation takes."""
@@ -70,6 +70,7 @@ METHODS = {
     "shortcut": Method("Shortcut model", "to", False, _once),
     "meanflow": Method("MeanFlow", "to", False, _once),
     "dmd": Method("Distribution matching (DMD2 without its critic)", None, True, _once),
+    "dmd2": Method("Distribution matching with a critic (DMD2)", None, True, _once),
 }
 
 
@@ -149,7 +150,7 @@ class Stage:
 
     def latent_consistency(self) -> Loss:
         """A 25th of tau at a time, guidance from 1 to 3 or to what is asked for."""
-        return partial(fewstep.latent_consistency, teacher=self.teacher, w=(1.0, max(self.w, 3.0)), steps=50, skip=2)
+        return partial(fewstep.latent_consistency, teacher=self.teacher, w=scales(self.w), steps=50, skip=2)
 
     def scm(self) -> Loss:
         """Tangents warm up over a quarter of the training."""
@@ -169,9 +170,23 @@ class Stage:
 
     def dmd(self) -> Loss:
         """The generator learns in one batch of three, the second model in the other two."""
+        return self._matching(self._second(), None)
+
+    def dmd2(self) -> Loss:
+        """A critic on the second model learns along with it."""
+        fake = self._second()
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.material.seed)
+            critic = fewstep.Critic(fake, self.material.batches(1)[0])
+        return self._matching(fake, critic)
+
+    def _second(self) -> Denoiser:
         fake = Denoiser(copy.deepcopy(self.teacher.net), self.teacher.schedule, self.teacher.parameterization)
         fake.net.train().requires_grad_()  # type: ignore[union-attr]
-        return fewstep.DMD(self.teacher, fake, steps=self.nfe, w=self.w, every=3, times=MIDDLE)
+        return fake
+
+    def _matching(self, fake: Denoiser, critic: fewstep.Critic | None) -> Loss:
+        return fewstep.DMD(self.teacher, fake, steps=self.nfe, w=self.w, every=3, critic=critic, times=MIDDLE)
 
     def pairs(self, model: Denoiser, w: float, n: int) -> dict[str, Tensor]:
         """Noise, what the model makes of it, and the conditions it was told; kept in a file."""
@@ -188,6 +203,11 @@ class Stage:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, joined)
         return joined
+
+
+def scales(w: float) -> tuple[float, float]:
+    """Guidance that a student of latent consistency learns: from none to 3, or to what is asked for."""
+    return 1.0, max(w, 3.0)
 
 
 MIDDLE = partial(losses.logit_normal, mean=0.0, std=1.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,17 +133,23 @@ def told(
     """The model of a run told labels and prompts for n rows, in turn, and guided; and the scale.
 
     Args:
-        w: guidance scale; None is the run's own if it is told anything, else 1, which is off.
+        w: guidance scale; None is the run's own if it is told anything, else 1, which is off. A student with guidance
+            folded in is told it.
         any_words: leave out words that the model does not know.
     Raises:
-        ValueError: numbers of labels and prompts that differ; what the model is not told, or has no null for.
+        ValueError: numbers of labels and prompts that differ; what the model is not told, or has no null for; a scale
+            that a student did not learn.
     """
     import torch
 
     from suffuse import guide
 
     model = made.model()
-    w = float((made.settings.get("w", 1.0) if prompts or labels else 1.0) if w is None else w)
+    own = float(made.settings.get("w", 1.0))
+    folded = made.recipe == "distil" and "w" not in model.conditions
+    if folded and own != 1 and w not in (None, 1):
+        raise ValueError(f"guidance of w={own:g} is folded into this student and would act twice: leave out --w")
+    w = float((own if (prompts or labels) and not folded else 1.0) if w is None else w)
     if prompts and labels and len(prompts) != len(labels):
         raise ValueError(f"--prompt has {len(prompts)} values and --label {len(labels)}: give as many of both")
     said: dict[str, Any] = {}
@@ -157,6 +164,11 @@ def told(
             prompts = [words.known(text) for text in prompts]
         ids = words.ids(prompts, "--prompt")
         said["text"] = ids[torch.arange(n) % len(ids)]
+    if "w" in model.conditions:  # guidance is folded in: it is told the scale, and guided no more
+        low, high = made.settings.get("scales", (-math.inf, math.inf))
+        if not low <= w <= high:
+            raise ValueError(f"this student learned guidance from w={low:g} to {high:g}, got w={w:g}")
+        return model.given(**said, w=torch.full((n,), w)), w
     denoiser = model.given(**said) if said else model
     if w == 1.0:
         return denoiser, w

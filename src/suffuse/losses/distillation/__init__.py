@@ -6,6 +6,6 @@ from suffuse.losses.distillation.pds import pds, stochastic_latent
 from suffuse.losses.distillation.push import annealed, descend, window
 from suffuse.losses.distillation.sdi import sdi
 from suffuse.losses.distillation.sds import sds
-from suffuse.losses.distillation.vsd import vsd
+from suffuse.losses.distillation.vsd import VSD, vsd
 
-__all__ = ["annealed", "csd", "dds", "descend", "pds", "sdi", "sds", "stochastic_latent", "vsd", "window"]
+__all__ = ["VSD", "annealed", "csd", "dds", "descend", "pds", "sdi", "sds", "stochastic_latent", "vsd", "window"]

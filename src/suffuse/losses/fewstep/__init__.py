@@ -6,6 +6,7 @@ data (consistency, DMD) by `samplers.consistency`, any other by `samplers.ddim`.
 
 from suffuse.losses.fewstep.annealed import Annealed
 from suffuse.losses.fewstep.consistency import consistency_distillation, consistency_training, intervals, ratio
+from suffuse.losses.fewstep.critic import Critic
 from suffuse.losses.fewstep.dmd import DMD, distribution_matching
 from suffuse.losses.fewstep.latent import latent_consistency
 from suffuse.losses.fewstep.meanflow import meanflow
@@ -17,6 +18,7 @@ from suffuse.losses.fewstep.shortcut import shortcut
 __all__ = [
     "DMD",
     "Annealed",
+    "Critic",
     "consistency_distillation",
     "consistency_training",
     "continuous_consistency",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 __all__ = ["Annealed"]
@@ -17,7 +18,7 @@ class Annealed(nn.Module):
     Annealed(losses.fewstep.consistency_training, steps * batch_size, lambda share: {"gap": intervals(10 * 2 ** (7 * share))})
 
     Args:
-        loss: takes the settings by name. rows: of the whole training. at: share -> settings.
+        loss: takes the settings by name. rows: of the whole training, of all processes. at: share -> settings.
     Raises:
         ValueError: rows < 1.
     """  # noqa: E501
@@ -35,5 +36,10 @@ class Annealed(nn.Module):
         """(B,) losses."""
         settings = self.at(min(int(self.seen) / self.rows, 1.0))
         if self.training:
-            self.seen += len(batch["x"])
+            self.seen += len(batch["x"]) * _processes()
         return self.loss(model, batch, **settings)
+
+
+def _processes() -> int:
+    """How many share every batch."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

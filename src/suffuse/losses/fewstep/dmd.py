@@ -5,7 +5,7 @@
 x0_real is the teacher's; x0_fake that of a second model, which learns by denoising what the generator makes now. The
 generator moves on every few steps only, so that the second model keeps up (two time scales). With `steps` > 1 it starts
 from its own earlier jumps (backward simulation), as `samplers.consistency` will run it. A critic of noised samples, if
-given, adds what the teacher does not know (softplus of its logit).
+given (`Critic`), adds what the teacher does not know (softplus of its logit).
 
 w = 1 / mean |x - x0_real| by row, or (alpha/sigma)^2 for the exact gradient of the KL at each time ("kl").
 
@@ -71,7 +71,8 @@ class DMD(nn.Module):
         steps: of the generator, uniform in t.
         w: guidance of the teacher that the generator takes over, 1 is off.
         every: the generator learns in one batch of so many.
-        critic: (x_t, t, **conditions) -> (B,) logits of being data, or None. adversarial: its share of the loss.
+        critic: (x_t, t, **conditions) -> (B,) logits of being data, a `Critic` on `fake`, or None. adversarial: its
+            share of the loss.
         weight, times: of `distribution_matching`.
     Raises:
         ValueError: steps or every < 1.
@@ -95,7 +96,9 @@ class DMD(nn.Module):
         super().__init__()
         if steps < 1 or every < 1:
             raise ValueError(f"steps and every must be at least 1, got {steps} and {every}")
-        self.teacher, self.fake, self.net, self.critic = [teacher], fake, fake.net, critic  # a list: not to be trained
+        self.teacher, self.fake, self.critic = [teacher], fake, critic  # a list: not to be trained
+        inside = critic is not None and any(module is fake.net for module in critic.modules())
+        self.net = None if inside else fake.net  # kept once
         self.steps, self.w, self.every, self.adversarial = steps, w, every, adversarial
         self.weight, self.times = weight, times
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
