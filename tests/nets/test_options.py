@@ -200,16 +200,24 @@ def test_edm2_keeps_magnitude_from_end_to_end_however_large_its_weights_are():
                 p.fill_(0.3)
         net.gain.fill_(1.0)
         x, t, label = torch.randn(8, 3, 16, 16), torch.rand(8), torch.arange(8) % 4
-        seen = {}
+        seen, last, below = {}, {}, []
+
+        def join(m, a):
+            if m.flavour == "join":
+                n = last["h"].shape[1]
+                below.append(n / a[0].shape[1] * (a[0][:, :n].norm() / last["h"].norm()) ** 2)
+
         for name, module in net.named_modules():
             if type(module).__name__ == "_Block":
+                module.register_forward_pre_hook(join)
                 module.register_forward_hook(
-                    lambda m, a, out, name=name: seen.update({name: out.square().mean().sqrt()})
+                    lambda m, a, out, name=name: seen.update({name: out.square().mean().sqrt()}) or last.update(h=out)
                 )
         net.told.register_forward_hook(lambda m, a, out: seen.update(told=out[1].square().mean().sqrt()))
         net.told.time.register_forward_hook(lambda m, a, out: seen.update(time=a[0].square().mean().sqrt()))
         before = net(x, t, label=label)
         assert abs(seen["time"] - 1) < 1e-3
+        assert len(below) == 6 and all(abs(share - 0.5) < 1e-5 for share in below), "joined parts count alike"
         assert all(0.6 < value < 1.4 for value in seen.values()), seen
         assert 0.5 < before.square().mean().sqrt() < 1.4
         for name, p in net.named_parameters():
