@@ -118,10 +118,15 @@ class Plane(nn.Module):
         return self.out(h)
 
 
-def exact(given: argparse.Namespace) -> dict[str, Any]:
-    """Classifier guidance and steering against exact draws of p(x) p(y|x)^s; a trained classifier's gradient."""
+def overlapping() -> oracle.Mixture:
+    """Two classes of two Gaussians each that overlap."""
     means = torch.tensor([[-1.0, 0.3], [0.2, -0.9], [1.1, 0.4], [0.1, 0.9]], dtype=torch.float64)
-    world = oracle.Mixture([0.3, 0.3, 0.25, 0.15], means, [0.12, 0.2, 0.1, 0.15], labels=[0, 0, 1, 1])
+    return oracle.Mixture([0.3, 0.3, 0.25, 0.15], means, [0.12, 0.2, 0.1, 0.15], labels=[0, 0, 1, 1])
+
+
+def exact(given: argparse.Namespace) -> dict[str, Any]:
+    """Classifier guidance and steering against exact draws of p(x) p(y|x)^s."""
+    world = overlapping()
     judge, n, k = Exact(world), 500, 24
     directions = nn.functional.normalize(sf.noise((64, 2), 7, dtype=torch.float64), dim=1).T
 
@@ -151,23 +156,38 @@ def exact(given: argparse.Namespace) -> dict[str, Any]:
         }
         rows.append(row)
         print("exact", row, flush=True)
-    x = world.sample(200_000, 1)
-    batch = {"x": x.float(), "label": judge(x, 0.0).softmax(1).float()}
-    learned = []
-    for steps in (200, 800):
-        torch.manual_seed(0)
-        made = judged(f"exact_{steps}", Plane(), batch, steps=steps, batch_size=1024, lr=5e-3)
-        error = size = 0.0
-        for t in (0.1, 0.25, 0.5, 0.75):
-            alpha, sigma = world.schedule(t)
-            noise = sf.noise((20_000, 2), 4, dtype=torch.float64)
-            at = alpha * world.given(label=1).sample(20_000, 3) + sigma * noise
-            true = world.given(label=1)(at, t).x0
-            error += (guidance.classifier(world, made, 1)(at.float(), t).x0 - true).square().sum().item()
-            size += (world(at, t).x0 - true).square().sum().item()
-        learned.append({"steps": steps, "error": error / size})
-        print("exact", learned[-1], flush=True)
-    return {"tilted": rows, "learned": learned, "n": n, "particles": k}
+    return {"tilted": rows, "n": n, "particles": k}
+
+
+def gradient(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """How far trained classifiers' gradients are from the exact one on a mixture, three data sets each."""
+    world, found = overlapping(), []
+    probe = []
+    for t in (0.1, 0.25, 0.5, 0.75):
+        alpha, sigma = world.schedule(t)
+        noise = sf.noise((20_000, 2), 4, dtype=torch.float64)
+        probe.append((t, alpha * world.given(label=1).sample(20_000, 3) + sigma * noise))
+    for optimizer, pooled in (("adamw", False), ("muon", False), ("adamw", True), ("muon", True)):
+        errors, seconds = [], []
+        for seed in range(3):
+            x = world.sample(200_000, 1 + seed)
+            batch = {"x": x.float(), "label": Exact(world)(x, 0.0).softmax(1).float()}
+            torch.manual_seed(seed)
+            judge, began = guidance.NoisyClassifier(Plane(), world.schedule), time.process_time()
+            how = {"steps": 800, "batch_size": 512, "lr": 5e-3, "optimizer": optimizer, "seed": seed, "ema": 0.998}
+            loss = partial(losses.noisy_classification, pooled=pooled)
+            made = sf.fit(loss, batch, judge, **how, progress=False).ema.eval()
+            seconds.append(time.process_time() - began)
+            error = size = 0.0
+            for t, at in probe:
+                true = world.given(label=1)(at, t).x0
+                error += (guidance.classifier(world, made, 1)(at.float(), t).x0 - true).square().sum().item()
+                size += (world(at, t).x0 - true).square().sum().item()
+            errors.append(error / size)
+        row = {"optimizer": optimizer, "pooled": pooled, "errors": errors, "seconds": round(sum(seconds) / 3, 1)}
+        found.append(row)
+        print("gradient", row, flush=True)
+    return found
 
 
 def branches() -> oracle.Mixture:

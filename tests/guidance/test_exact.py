@@ -1,6 +1,7 @@
 """Guidance against cases whose answer is known in closed form."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -176,9 +177,9 @@ def test_and_of_conditions_that_are_independent_is_their_joint():
 
 
 class _Small(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, width):
         super().__init__()
-        self.body = sf.nets.MLP(5, width=48, depth=2)
+        self.body = sf.nets.MLP(5, width=width, depth=2)
         self.out = torch.nn.Linear(5, 2)
 
     def forward(self, x, t):
@@ -186,13 +187,21 @@ class _Small(torch.nn.Module):
         return self.out(self.body(torch.stack([a, b, a * a, b * b, a * b], 1), t))
 
 
-def test_a_trained_classifier_learns_the_exact_gradient():
-    """Where it guides, on x_t of its class: 8 % of its square after seconds of training; docs/guidance.md trains on."""
-    x = WORLD.sample(60_000, seed=1)
+LEARNED = {
+    "seconds": (0.08, {"steps": 180, "batch_size": 512, "lr": 8e-3}, False),
+    "the bar": (0.01, {"steps": 800, "batch_size": 256, "lr": 5e-3, "optimizer": "muon"}, True),
+}
+
+
+@pytest.mark.parametrize("name", ["seconds", pytest.param("the bar", marks=pytest.mark.slow)])
+def test_a_trained_classifier_learns_the_exact_gradient(name):
+    """Where it guides, on x_t of its class: within 1 % of its square by labels pooled over the batch."""
+    x, (bar, how, pooled) = WORLD.sample(60_000, seed=1), LEARNED[name]
     torch.manual_seed(0)
-    judge = guidance.NoisyClassifier(_Small(), WORLD.schedule)
+    judge = guidance.NoisyClassifier(_Small(48), WORLD.schedule)
     batch = {"x": x.float(), "label": Exact(WORLD)(x, 0.0).softmax(1).float()}
-    fit(losses.noisy_classification, batch, judge, steps=180, batch_size=512, lr=8e-3, ema=None, progress=False)
+    loss = partial(losses.noisy_classification, pooled=pooled)
+    fit(loss, batch, judge, ema=None, progress=False, **how)
     error = size = 0.0
     for t in (0.1, 0.25, 0.5, 0.75):
         at = states(WORLD.given(label=1), t, 4000)
@@ -200,4 +209,43 @@ def test_a_trained_classifier_learns_the_exact_gradient():
         learned = guidance.classifier(WORLD, judge.eval(), 1)(at.float(), t).x0.double()
         error += (learned - exact).square().sum().item()
         size += (plain - exact).square().sum().item()
-    assert error / size < 0.08, error / size
+    assert error / size < bar, error / size
+
+
+@pytest.mark.parametrize("t", [0.05, 0.75])
+def test_pooled_labels_have_the_same_gradient_on_average_and_less_variance(t):
+    """At the exact classifier that is none, in three directions of the scores; off it, another label's."""
+
+    class Off(torch.nn.Module):
+        schedule = WORLD.schedule
+
+        def __init__(self, shift):
+            super().__init__()
+            self.theta, self.shift = torch.nn.Parameter(torch.zeros(64, 3, dtype=F64)), shift
+
+        def forward(self, x, t):
+            along = (self.theta * torch.stack([torch.ones_like(x[:, 0]), *x.unbind(1)], 1)).sum(1)
+            return Exact(WORLD)(x, t[0].item()) + torch.stack([0 * along, along + self.shift], 1)
+
+    x = WORLD.sample(64 * 150, seed=2)
+    read = Exact(WORLD)(x, 0.0)
+    label = torch.distributions.Categorical(logits=read)
+    torch.manual_seed(1)
+    label = label.sample()
+    for shift in (0.0, 0.7):
+        grads = {}
+        for pooled in (False, True):
+            model, parts = Off(shift), []
+            torch.manual_seed(0)
+            for rows in torch.arange(len(x)).split(64):
+                at = lambda n, device: torch.full((n,), t, dtype=F64)  # noqa: E731
+                loss = losses.noisy_classification(model, {"x": x[rows], "label": label[rows]}, times=at, pooled=pooled)
+                parts.append(torch.autograd.grad(loss.sum(), model.theta)[0].mean(0))
+            grads[pooled] = torch.stack(parts)
+        z = {k: g.mean(0) / (g.std(0) / len(g) ** 0.5) for k, g in grads.items()}
+        apart = grads[True] - grads[False]
+        assert (apart.mean(0) / (apart.std(0) / len(apart) ** 0.5 + 1e-12)).abs().max() < 4, "one mean"
+        assert all((v.abs().max() < 4) == (shift == 0) for v in z.values())
+        by_row = [grads[k].std(0) for k in (True, False)]
+        assert (by_row[0] <= 1.05 * by_row[1]).all()
+        assert t < 0.5 or (by_row[0] < 0.5 * by_row[1])[1:].all(), "of the slopes, at high noise"
