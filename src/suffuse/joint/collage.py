@@ -12,10 +12,9 @@ Zhang et al. 2023 (DiffCollage), eq. 6 (chains and loops).
 
 from __future__ import annotations
 
-import copy
+from itertools import groupby
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from suffuse.denoise import denoiser
@@ -52,31 +51,24 @@ def collage(model: Any, windows: Crops | Segments, *, overlap: Any = None, chunk
         settings={"windows": windows},
         extra={"views": seen, "shared": shared},
     )
-    whole = copy.copy(windows)
-    whole.index = torch.cat([A.index[..., :1] for A in parts] or [windows.index[:0]])
+    whole = windows.at([corner for A in parts for corner in A.corners])
     return Joint.of(made, seen, Views(whole))
 
 
-def _overlaps(windows: Crops | Segments) -> list[Any]:
+def _overlaps(windows: Any) -> list[Any]:
     """What each window shares with the next, those of one width together, in order."""
-    index, made = windows.index, []
-    n, wide = len(index), index.shape[-1]
-    flat = index.reshape(n, -1, wide)[:, 0]
+    crops, corners, made = isinstance(windows, Crops), windows.corners, []
+    wide, length = (windows.size[1], windows.canvas[1]) if crops else (windows.size, windows.length)
+    n = len(corners)
     for k in range(n if windows.wrap and n > 1 else n - 1):
-        ahead = (flat[k] == flat[(k + 1) % n][0]).nonzero()
-        if len(ahead):
-            made.append(index[k, ..., int(ahead[0]) :])
-    groups: list[Any] = []
-    for part in made:
-        if groups and groups[-1][0].shape == part.shape:
-            groups[-1].append(part)
-        else:
-            groups.append([part])
+        here, ahead = corners[k], corners[(k + 1) % n]
+        shared = wide - ((ahead[1] - here[1] if crops else ahead - here) % length)
+        if shared > 0:
+            made.append((shared, ahead))
     result = []
-    for group in groups:
-        some = copy.copy(windows)
-        some.index = torch.stack(group)
-        result.append(some)
+    for shared, group in groupby(made, lambda part: part[0]):
+        size = (windows.size[0], shared) if crops else shared
+        result.append(windows.at([corner for _, corner in group], size))
     return result
 
 

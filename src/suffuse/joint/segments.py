@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ class Segments(LinearOperator):
     Args:
         size: of a window. stride: from window to window; the last one ends at the end. length: L.
         wrap: windows run across the end to the beginning (a loop).
+    Attributes:
+        corners: where each window begins.
     Raises:
         ValueError: a window longer than the signal; a stride that leaves gaps.
     """
@@ -29,10 +33,21 @@ class Segments(LinearOperator):
             )
         self.size, self.stride, self.length, self.wrap = size, stride, length, wrap
         if wrap:
-            starts = list(range(0, length, stride)) if size < length else [0]
+            self.corners = list(range(0, length, stride)) if size < length else [0]
         else:
-            starts = [*range(0, length - size, stride), length - size]
-        self.index = (torch.tensor(starts)[:, None] + torch.arange(size)) % length
+            self.corners = [*range(0, length - size, stride), length - size]
+
+    def at(self, corners: list[int], size: int | None = None) -> Segments:
+        """Other windows of the same signal, by where they begin."""
+        new = copy.copy(self)
+        new.corners, new.size = corners, self.size if size is None else size
+        return new
+
+    @property
+    def index(self) -> Tensor:
+        """(n, size): which value of the signal each place of a window is."""
+        corners = torch.tensor(self.corners, dtype=torch.int64)
+        return (corners[:, None] + torch.arange(self.size)) % self.length
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.length:

@@ -9,7 +9,6 @@ grows with the chunk and the canonical space, not with the number of views.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -80,7 +79,7 @@ class Views:
     def n(self) -> int | None:
         """How many views there are; None for an operator that has to be tried to tell."""
         if isinstance(self.A, (Crops, Segments)):
-            return len(self.A.index)
+            return len(self.A.corners)
         return len(self.A.operators) if isinstance(self.A, Stack) else self._known.get("n")
 
     def __repr__(self) -> str:
@@ -89,9 +88,7 @@ class Views:
     def part(self, i: int, j: int) -> LinearOperator:
         """The operator of views i to j - 1."""
         if isinstance(self.A, (Crops, Segments)):
-            some = copy.copy(self.A)
-            some.index = self.A.index[i:j]
-            return some
+            return self.A.at(self.A.corners[i:j])  # type: ignore[arg-type]
         if isinstance(self.A, Stack) and self.A.sizes is None:
             return Stack(self.A.operators[i:j], None)
         return _Some(self.A, i, j, self._known["n"])
@@ -102,7 +99,7 @@ class Views:
         if key not in self._known:
             if isinstance(self.A, (Crops, Segments)):
                 one = self.part(0, 1)(z[:1])
-                self._known[key] = (len(self.A.index), *one.shape[2:])
+                self._known[key] = (len(self.A.corners), *one.shape[2:])
             else:
                 y = self.A(z[:1])
                 if y.ndim != z.ndim + 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -32,9 +34,13 @@ class Crops(LinearOperator):
         size: (h, w), or one number, of a window. stride: from window to window; the last one ends at the edge.
         canvas: (H, W).
         wrap: windows run across the right edge to the left one (a panorama): nothing is an edge sideways.
+    Attributes:
+        corners: (top, left) of each window.
     Raises:
         ValueError: a window larger than the canvas; a stride that leaves gaps.
     """
+
+    corners: list[tuple[int, int]]
 
     def __init__(self, size: Pair, stride: Pair, canvas: tuple[int, int], *, wrap: bool = False) -> None:
         self.size, self.stride, self.canvas, self.wrap = _pair(size), _pair(stride), _pair(canvas), wrap
@@ -45,8 +51,20 @@ class Crops(LinearOperator):
         (H, W), (h, w) = self.canvas, self.size
         top, left = _starts(H, h, self.stride[0], False), _starts(W, w, self.stride[1], wrap)
         self.corners = [(i, j) for i in top for j in left]
-        places = torch.arange(H * W).reshape(H, W)
-        self.index = torch.stack([places[i : i + h].roll(-j, 1)[:, :w] for i, j in self.corners])  # (n, h, w)
+
+    def at(self, corners: list[tuple[int, int]], size: Pair | None = None) -> Crops:
+        """Other windows of the same canvas, by their corners."""
+        new = copy.copy(self)
+        new.corners, new.size = corners, self.size if size is None else _pair(size)
+        return new
+
+    @property
+    def index(self) -> Tensor:
+        """(n, h, w): which value of the flat canvas each place of a window is; made anew, for it grows with n."""
+        (h, w), W = self.size, self.canvas[1]
+        top, left = torch.tensor(self.corners, dtype=torch.int64).reshape(-1, 2, 1).unbind(1)
+        rows, columns = top + torch.arange(h), (left + torch.arange(w)) % W
+        return rows[:, :, None] * W + columns[:, None]
 
     def __call__(self, x: Tensor) -> Tensor:
         if tuple(x.shape[-2:]) != self.canvas:
@@ -61,7 +79,9 @@ class Crops(LinearOperator):
         return flat.unflatten(-1, self.canvas)
 
     def spectrum(self, shape: tuple[int, ...]) -> Spectrum:
-        count = self.index.flatten().bincount(minlength=self.canvas[0] * self.canvas[1])
+        count = torch.zeros(self.canvas[0] * self.canvas[1], dtype=torch.int64)
+        for i in range(0, len(self.corners), 64):
+            count += self.at(self.corners[i : i + 64]).index.flatten().bincount(minlength=len(count))
         return Spectrum(count.reshape(self.canvas).double().sqrt(), lambda x: x, lambda z: z)
 
     def __repr__(self) -> str:
