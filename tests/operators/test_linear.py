@@ -128,6 +128,8 @@ def test_windows_cover_and_average():
     torch.testing.assert_close(A.pinv(y)[0, 0, 0], torch.tensor([1.0, 2.0, 5.0, 8.0, 9.0]))
     around = ops.Crops((1, 3), (1, 2), (1, 4), wrap=True)
     assert around(torch.arange(4.0).reshape(1, 1, 1, 4))[0, 1, 0, 0].tolist() == [2.0, 3.0, 0.0]
+    many, x = ops.Crops((2, 3), 1, (3, 90), wrap=True), _x((1, 3, 90))
+    torch.testing.assert_close(many.pinv(many(x)), x)
 
 
 def test_pictures_go_where_the_names_say():
