@@ -13,7 +13,7 @@ from suffuse.recipes.run import Run
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("run", nargs="?", default="runs/frieze")
 parser.add_argument("mesh", nargs="?", default="cube")
-parser.add_argument("--prompt", default="a striped red background")
+parser.add_argument("--prompt", default="a striped blue background")
 parser.add_argument("--views", type=int, default=8)
 parser.add_argument("--size", type=int, default=64)
 parser.add_argument("--texture", type=int, default=128)

@@ -10,7 +10,9 @@ from PIL import Image
 
 import suffuse as sf
 from suffuse import fields, joint, oracle
+from suffuse.data import shapes
 from suffuse.fields import Camera, Mesh, Render
+from suffuse.recipes import grounds
 from suffuse.recipes.paint import paint, windows_of
 
 from .worlds import dense, normal
@@ -167,6 +169,51 @@ def test_unknown_texels_take_their_neighbours_means():
     assert full[0, 2].tolist() == [1, 1, 2, 3, 3] and torch.equal(full[0][known], x[0][known])
 
 
+SIDES = ((4, 6, 7, 5), (0, 1, 3, 2), (2, 3, 7, 6), (0, 4, 5, 1), (1, 5, 7, 3), (0, 2, 6, 4))
+
+
+def charts(fn, size=144):
+    """The cube's texture: fn(number of the side, places on it (..., 3)), a little beyond each chart as well."""
+    v, u = torch.meshgrid(1 - (torch.arange(size) + 0.5) / size, (torch.arange(size) + 0.5) / size, indexing="ij")
+    image = torch.zeros(3, size, size)
+    for k, (a, b, _, d) in enumerate(SIDES):
+        at = torch.stack([3 * u - k % 3, 2 * v - k // 3], -1)
+        mine, at = ((at >= 0) & (at <= 1)).all(-1), (at - 0.04) / 0.92
+        a, b, d = (CUBE.vertices[i] for i in (a, b, d))
+        image[:, mine] = fn(k, a + at[..., :1] * (b - a) + at[..., 1:] * (d - a))[mine].mT
+    return image
+
+
+def test_seams_of_a_cube_painted_with_where_it_is_are_those_of_its_shape():
+    """Colour = place: a gap g across a right angle moves two numbers by g/2, across a diagonal by g/sqrt(2) each."""
+    across, within = fields.seams(CUBE, charts(lambda k, place: place), gap=0.06)
+    assert across == pytest.approx(0.06 / 3, rel=0.02) and within == pytest.approx(2**0.5 * 0.06 / 3, rel=0.02)
+    colour = normal(6, 3).float()
+    across, within = fields.seams(CUBE, charts(lambda k, place: colour[k].expand_as(place)), gap=0.03)
+    beside = [(i, j) for i in range(6) for j in range(i) if {i, j} not in ({0, 1}, {2, 3}, {4, 5})]
+    truth = sum((colour[i] - colour[j]).abs().mean() for i, j in beside) / 12
+    assert within < 1e-5 and across == pytest.approx(truth.item(), rel=1e-3)
+
+
+def test_grounds_are_painted_as_the_lesson_says_and_only_the_silhouette_is_read():
+    torch.manual_seed(0)
+    x, inside, style, colour = grounds.lesson(5, torch.arange(96))
+    part = inside[:, None].float()
+    mean = (x * part).sum((2, 3)) / part.sum((2, 3))
+    hue = mean - mean.mean(1, keepdim=True)
+    known = shapes.palette() - shapes.palette().mean(1, keepdim=True)
+    coloured = colour < 8  # neither white nor black
+    near = torch.nn.functional.cosine_similarity(hue[:, None], known[None, 2:8], dim=2).argmax(1) + 2
+    assert (near == colour)[coloured].float().mean() > 0.9
+    step = (x.diff(dim=3).abs().mean(1) * (inside[..., 1:] & inside[..., :-1])).sum((1, 2)) / inside.sum((1, 2))
+    flat, busy = (step[(style == 0) & coloured].mean(), step[((style == 1) | (style == 2)) & coloured].mean())
+    assert busy > 1.5 * flat
+    judge = grounds.GroundJudge().eval()
+    scores, beside = judge(x, inside), torch.where(inside[:, None], x, torch.rand_like(x))
+    assert torch.equal(judge(beside, inside), scores)
+    assert (judge(x.flip(0), inside) - scores).abs().max() > 1e-5
+
+
 MISUSE = {
     "no uv": ("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "line 4: a face without texture coordinates"),
     "no uv but normals": ("v 0 0 0\nv 1 0 0\nv 0 1 0\nvn 0 0 1\nf 1//1 2//1 3//1\n", "unwrap the mesh first"),
@@ -184,6 +231,11 @@ def test_a_mesh_that_cannot_be_painted(name, tmp_path):
 
 
 def test_misuse_of_cameras():
+    one = Mesh(CUBE.vertices, CUBE.faces[:2], CUBE.uv, CUBE.face_uv[:2])
+    with pytest.raises(ValueError, match="no edges at which charts change"):
+        fields.seams(one, torch.zeros(3, 8, 8), gap=0.1)
+    with pytest.raises(ValueError, match="no edge that two triangles share"):
+        fields.seams(Mesh(CUBE.vertices, CUBE.faces[:1], CUBE.uv, CUBE.face_uv[:1]), torch.zeros(3, 8, 8), gap=0.1)
     with pytest.raises(ValueError, match="lies behind the camera"):
         fields.rasterise(CUBE, Camera.look(0, 0, distance=0.4), 8)
     with pytest.raises(ValueError, match="'nearest' or 'bilinear', got 'cubic'"):

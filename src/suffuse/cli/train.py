@@ -173,7 +173,7 @@ class _Frieze:
         run = frieze.train(**_chosen(self))
         say(f"trained in {run.train_seconds:.0f} s: {run.path / 'model'}")
         say(f'next: suffuse panorama {run.path} --prompt "shapes on a striped blue background" --out panorama.png')
-        say(f'      suffuse texture cube --run {run.path} --prompt "a dotted red background"')
+        say(f'      suffuse texture cube --run {run.path} --prompt "a dotted yellow background"')
 
 
 Recipe = (

@@ -3,6 +3,7 @@
 from suffuse.fields.base import Field, Pixels, Siren
 from suffuse.fields.mesh import Mesh, cube, read_mesh, write_mesh
 from suffuse.fields.raster import Camera, Render, Seen, fill, orbit, rasterise, shade
+from suffuse.fields.seams import seams
 
 __all__ = [
     "Camera",
@@ -17,6 +18,7 @@ __all__ = [
     "orbit",
     "rasterise",
     "read_mesh",
+    "seams",
     "shade",
     "write_mesh",
 ]

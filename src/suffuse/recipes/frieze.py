@@ -1,7 +1,7 @@
 """Crops of endless friezes, told their ground in words: a model of small squares for panoramas and textures.
 
 A flow (velocity on the linear schedule) of 32 x 32 crops of `data.shapes.Frieze`, a quarter of them without shapes:
-"shapes on a striped red background", "a striped red background". Its judge says whether a window could be of a frieze.
+"shapes on a striped blue background", "a striped blue background". Its judge says whether a window could be of a frieze.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from suffuse.schedules import Linear
 from suffuse.training import Fit, fit, save
 from suffuse.training.files import read_tensors, write_json, write_tensors
 
-__all__ = ["FriezeJudge", "build", "crops", "lesson", "read_judge", "train", "train_judge"]
+__all__ = ["FriezeJudge", "bared", "build", "crops", "lesson", "read_judge", "train", "train_judge"]
 
 SHAPE = (3, 32, 32)
 STEPS, BATCH, LR, EMA, DROPOUT, W = 6000, 64, 1.5e-3, 0.999, 0.1, 2.0
@@ -44,7 +44,7 @@ def build() -> Denoiser:
 def crops(seed: int, items: Tensor) -> tuple[Tensor, list[str]]:
     """Images (B, 3, 32, 32) and captions of crops of friezes; every fourth item shows the bare ground."""
     batch, bare = Frieze(seed)[items], items % 4 == 0
-    shown = _bared(batch, bare)
+    shown = bared(batch, bare)
     said = [
         text.replace("shapes on ", "") if empty else text
         for text, empty in zip(batch.captions, bare.tolist(), strict=True)
@@ -52,7 +52,7 @@ def crops(seed: int, items: Tensor) -> tuple[Tensor, list[str]]:
     return shown.images, said
 
 
-def _bared(batch: Batch, bare: Tensor) -> Batch:
+def bared(batch: Batch, bare: Tensor) -> Batch:
     """Without the shapes of some rows (B,)."""
     a = batch.attributes
     return Batch(replace(a, shape=torch.where(bare[:, None], -1, a.shape)), batch.decor, batch.width, batch.say)
@@ -158,7 +158,7 @@ def lesson(seed: int, items: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     left out, or moved; two on top of each other; shapes of two kinds in one; blur, noise, wrong contrast.
     """
     half = len(items) // 2
-    batch, other = _bared(Frieze(seed)[items], items % 8 == 0), Frieze(seed + 1)[items].images
+    batch, other = bared(Frieze(seed)[items], items % 8 == 0), Frieze(seed + 1)[items].images
     clean, a = batch.images, batch.attributes
     x, n, kind = clean.clone(), len(items) - half, torch.randint(0, 8, (len(items) - half,))
     mine, theirs = clean[half:], other[half:]
