@@ -1,7 +1,7 @@
 """Crops of endless friezes, told their ground in words: a model of small squares for panoramas and textures.
 
 A flow (velocity on the linear schedule) of 32 x 32 crops of `data.shapes.Frieze`, a quarter of them without shapes:
-"shapes on a striped blue background", "a striped blue background". Its judge says whether a window could be of a frieze.
+"shapes on a striped blue background", "a striped blue background". Its judge says whether a window could be a frieze's.
 """
 
 from __future__ import annotations
