@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,8 +62,8 @@ def work(steps: int, shard: bool) -> dict[str, float]:
     return {"seconds": each[len(each) // 4]}
 
 
-def in_processes(n: int, steps: int, shard: bool) -> dict[str, float]:
-    """`work` in n forked processes, each on a core of its own."""
+def forked(n: int, tell: Callable[[], float]) -> list[float]:
+    """What `tell` returns in each of n forked processes that have joined, each on a core of its own."""
     context = multiprocessing.get_context("fork")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -74,16 +75,21 @@ def in_processes(n: int, steps: int, shard: bool) -> dict[str, float]:
         os.sched_setaffinity(0, {cores[i % len(cores)]})
         os.environ |= {"RANK": str(i), "WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         with joined(300):
-            queue.put(work(steps, shard))
+            queue.put((i, tell()))
         os._exit(0)
 
     children = [context.Process(target=child, args=(i,)) for i in range(n)]
     for process in children:
         process.start()
-    found = [queue.get() for _ in children]
+    found = dict(queue.get() for _ in children)
     for process in children:
         process.join()
-    return {"seconds": max(one["seconds"] for one in found)}
+    return [found[i] for i in range(n)]
+
+
+def in_processes(n: int, steps: int, shard: bool) -> dict[str, float]:
+    """`work` in n processes."""
+    return {"seconds": max(forked(n, lambda: work(steps, shard)["seconds"]))}
 
 
 def parameters(net: torch.nn.Module) -> int:
@@ -138,31 +144,16 @@ def computed() -> None:
 
 def traffic(n: int, shard: bool) -> float:
     """Bytes that one process sends in a step: what 6 steps wrote over what 2 did, without a folder to write to."""
-    context = multiprocessing.get_context("fork")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    queue = context.SimpleQueue()
 
-    def child(i: int) -> None:
-        os.environ |= {"RANK": str(i), "WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with joined(300):
-            sent = []
-            for steps in (2, 6):
-                before = written()
-                work(steps, shard)
-                sent.append(written() - before)
-            if i == 0:
-                queue.put((sent[1] - sent[0]) / 4)
-        os._exit(0)
+    def tell() -> float:
+        sent = []
+        for steps in (2, 6):
+            before = written()
+            work(steps, shard)
+            sent.append(written() - before)
+        return (sent[1] - sent[0]) / 4
 
-    children = [context.Process(target=child, args=(i,)) for i in range(n)]
-    for process in children:
-        process.start()
-    found = queue.get()
-    for process in children:
-        process.join()
-    return found
+    return forked(n, tell)[0]
 
 
 def main() -> None:

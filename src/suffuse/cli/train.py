@@ -14,26 +14,32 @@ from suffuse.cli.say import say
 __all__ = ["Train"]
 
 
-@dataclass(frozen=True)
-class _Digits:
-    """Real handwritten digits, 8 x 8, told their label: two minutes."""
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """What every recipe is told."""
 
-    out: Path = Path("runs/digits")
-    """folder for checkpoints, log and model"""
     seed: int = 0
-    """of weights, data order and noise"""
+    """of weights, data and noise"""
     steps: int | None = None
     """how many; by default the recipe's own"""
     batch_size: int | None = None
-    """samples a step"""
+    """samples a step; by default the recipe's own"""
     lr: float | None = None
     """peak learning rate"""
-    dropout: float | None = None
-    """how often the label is withheld; 0 makes a model that cannot be guided"""
     resume: bool = False
     """go on from the newest checkpoint in `out`"""
     overwrite: bool = False
     """begin anew where `out` already holds checkpoints"""
+
+
+@dataclass(frozen=True)
+class _Digits(_Training):
+    """Real handwritten digits, 8 x 8, told their label: two minutes."""
+
+    out: Path = Path("runs/digits")
+    """folder for checkpoints, log and model"""
+    dropout: float | None = None
+    """how often the label is withheld; 0 makes a model that cannot be guided"""
 
     def __call__(self) -> None:
         """Train."""
@@ -43,31 +49,19 @@ class _Digits:
 
 
 @dataclass(frozen=True)
-class _Shapes:
+class _Shapes(_Training):
     """Captioned scenes, 32 x 32, told in words: hours on two cores, and resumable."""
 
     out: Path = Path("runs/shapes")
     """folder for checkpoints, log and model"""
     net: Literal["dit", "unet"] = "dit"
     """network"""
-    seed: int = 0
-    """of weights, scenes and noise"""
-    steps: int | None = None
-    """how many; by default the recipe's own"""
-    batch_size: int | None = None
-    """samples a step"""
-    lr: float | None = None
-    """peak learning rate"""
     dropout: float | None = None
     """how often the caption is withheld"""
     watch_every: int | None = None
     """steps between looks at binding and captions met"""
     compile: bool = False
     """through torch.compile"""
-    resume: bool = False
-    """go on from the newest checkpoint in `out`"""
-    overwrite: bool = False
-    """begin anew where `out` already holds checkpoints"""
 
     def __call__(self) -> None:
         """Train."""
@@ -77,38 +71,24 @@ class _Shapes:
 
 
 @dataclass(frozen=True)
-class _Toy:
+class _Toy(_Training):
     """Points in the plane: a minute."""
 
     out: Path | None = None
     """folder for checkpoints, log and model; by default runs/DATA"""
     data: Literal["swiss-roll", "moons", "checkerboard", "gaussians", "pinwheel"] = "swiss-roll"
     """which points"""
-    seed: int = 0
-    """of points, weights and noise"""
-    steps: int | None = None
-    """how many; by default the recipe's own"""
-    batch_size: int | None = None
-    """points a step"""
-    lr: float | None = None
-    """peak learning rate"""
-    resume: bool = False
-    """go on from the newest checkpoint in `out`"""
-    overwrite: bool = False
-    """begin anew where `out` already holds checkpoints"""
 
     def __call__(self) -> None:
         """Train."""
         from suffuse.recipes import toy
 
         options: dict[str, Any] = {"out": Path("runs") / self.data} | _chosen(self)
-        run = toy.train(**options)
-        say(f"trained in {run.train_seconds:.0f} s: {run.path / 'model'}")
-        say(f"next: suffuse evaluate {run.path}")
+        _done(toy.train(**options), "suffuse evaluate {run}")
 
 
-@dataclass(frozen=True)
-class _Images:
+@dataclass(frozen=True, kw_only=True)
+class _Images(_Training):
     """Your own pictures: a folder, with classes or captions if it has them; defaults by how many and how large."""
 
     data: str
@@ -117,26 +97,18 @@ class _Images:
     """side in pixels, a multiple of 4; by default 64 for a folder, and its own for other data"""
     out: Path = Path("runs/images")
     """folder for checkpoints, log and model"""
-    seed: int = 0
-    """of weights, data order and noise"""
     steps: int | None = None
     """how many; by default by the size of the set"""
     batch_size: int | None = None
     """pictures a step; by default by their size"""
     width: int | None = None
     """channels of the network's finest level; by default by the size of the set"""
-    lr: float | None = None
-    """peak learning rate"""
     dropout: float | None = None
     """how often the caption or class is withheld"""
     flip: bool = False
     """also train on pictures mirrored left to right; not for letters"""
     cache: Path | None = None
     """folder that keeps the decoded pictures, for sets larger than memory"""
-    resume: bool = False
-    """go on from the newest checkpoint in `out`"""
-    overwrite: bool = False
-    """begin anew where `out` already holds checkpoints"""
 
     def __call__(self) -> None:
         """Train."""
@@ -146,34 +118,23 @@ class _Images:
 
 
 @dataclass(frozen=True)
-class _Frieze:
+class _Frieze(_Training):
     """Crops of friezes, 32 x 32, told their ground: for panoramas and textures; resumable."""
 
     out: Path = Path("runs/frieze")
     """folder for checkpoints, log and model"""
-    seed: int = 0
-    """of weights, friezes and noise"""
-    steps: int | None = None
-    """how many; by default the recipe's own"""
-    batch_size: int | None = None
-    """crops a step"""
-    lr: float | None = None
-    """peak learning rate"""
     dropout: float | None = None
     """how often the caption is withheld"""
-    resume: bool = False
-    """go on from the newest checkpoint in `out`"""
-    overwrite: bool = False
-    """begin anew where `out` already holds checkpoints"""
 
     def __call__(self) -> None:
         """Train."""
         from suffuse.recipes import frieze
 
-        run = frieze.train(**_chosen(self))
-        say(f"trained in {run.train_seconds:.0f} s: {run.path / 'model'}")
-        say(f'next: suffuse panorama {run.path} --prompt "shapes on a striped blue background" --out panorama.png')
-        say(f'      suffuse texture cube --run {run.path} --prompt "a dotted yellow background"')
+        _done(
+            frieze.train(**_chosen(self)),
+            'suffuse panorama {run} --prompt "shapes on a striped blue background" --out panorama.png\n'
+            '      suffuse texture cube --run {run} --prompt "a dotted yellow background"',
+        )
 
 
 Recipe = (
@@ -202,6 +163,6 @@ def _chosen(options: Any) -> dict[str, Any]:
     return {k: v for k, v in vars(options).items() if v is not None}
 
 
-def _done(run: Any) -> None:
+def _done(run: Any, after: str = "suffuse evaluate {run}; suffuse sample {run} --out samples.png") -> None:
     say(f"trained in {run.train_seconds:.0f} s: {run.path / 'model'}")
-    say(f"next: suffuse evaluate {run.path}; suffuse sample {run.path} --out samples.png")
+    say(f"next: {after.format(run=run.path)}")

@@ -19,11 +19,10 @@ from suffuse import losses, metrics, nets
 from suffuse.data.shapes import COLOURS, STYLES, VOCABULARY, Batch, Frieze
 from suffuse.denoise import Denoiser
 from suffuse.nets.conditions import Condition
-from suffuse.recipes.judges import broken, vary
+from suffuse.recipes.judges import broken, filled, study, vary, write_judge
 from suffuse.recipes.run import Run
 from suffuse.schedules import Linear
 from suffuse.training import Fit, fit, save
-from suffuse.training.files import read_tensors, write_json, write_tensors
 
 __all__ = ["FriezeJudge", "bared", "build", "crops", "lesson", "read_judge", "train", "train_judge"]
 
@@ -219,27 +218,15 @@ def train_judge(
             made = lesson(JUDGE_SEED, batch["item"])
         return _loss(model, *made)
 
-    done = fit(
-        loss,
-        {"item": torch.arange(steps * batch_size)},
-        net,
-        steps=steps,
-        batch_size=batch_size,
-        lr=2e-3,
-        weight_decay=0.02,
-        ema=0.99,
-        seed=JUDGE_SEED,
-        out=out / "run",
-        resume=resume,
-        settings={"recipe": "frieze", "judge": True},
-        progress=progress,
-    )
+    about: dict[str, Any] = {"steps": steps, "batch_size": batch_size}
+    settings = {"recipe": "frieze", "judge": True}
+    done = study(loss, net, out, settings, seed=JUDGE_SEED, resume=resume, progress=progress, **about)
     judge = done.ema.eval()
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         x, real, style, colour = lesson(JUDGE_SEED + 2, torch.arange(2048))
     says, look = judge.read(x)
-    about: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "seconds": round(done.seconds, 1)}
+    about |= {"seconds": round(done.seconds, 1)}
     for name, right in (
         ("real", says[real]),
         ("spoilt", ~says[~real]),
@@ -250,8 +237,7 @@ def train_judge(
             f"share of {name} windows read right" if name in ("real", "spoilt") else f"{name} read right, real windows"
         )
         about[name] = metrics.proportion(int(right.sum()), len(right), how).to_json()
-    write_tensors(out / "judge.safetensors", dict(judge.state_dict()))
-    write_json(out / "judge.json", about)
+    write_judge(out, judge, about)
     return about
 
 
@@ -261,9 +247,4 @@ def read_judge(out: str | Path) -> FriezeJudge:
     Raises:
         FileNotFoundError: there is none; says how to make one.
     """
-    path = Path(out) / "judge.safetensors"
-    if not path.exists():
-        raise FileNotFoundError(f"no judge at {path}: suffuse.recipes.frieze.train_judge({str(out)!r}) makes one")
-    judge = FriezeJudge()
-    judge.load_state_dict(read_tensors(path))
-    return judge.eval().requires_grad_(False)
+    return filled(FriezeJudge(), out, "frieze")

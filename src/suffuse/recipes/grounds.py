@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from suffuse import metrics
 from suffuse.data.shapes import COLOURS, STYLES, Frieze
 from suffuse.recipes.frieze import bared
-from suffuse.recipes.judges import vary
-from suffuse.training import fit
-from suffuse.training.files import read_tensors, write_json, write_tensors
+from suffuse.recipes.judges import filled, study, vary, write_judge
 
 __all__ = ["GroundJudge", "lesson", "read_judge", "train_judge"]
 
@@ -111,32 +109,18 @@ def train_judge(
         s, c = model(x, inside).split((len(STYLES), len(COLOURS)), 1)
         return F.cross_entropy(s, style, reduction="none") + F.cross_entropy(c, colour, reduction="none")
 
-    done = fit(
-        loss,
-        {"item": torch.arange(steps * batch_size)},
-        net,
-        steps=steps,
-        batch_size=batch_size,
-        lr=2e-3,
-        weight_decay=0.02,
-        ema=0.99,
-        seed=SEED,
-        out=out / "run",
-        resume=resume,
-        settings={"recipe": "grounds"},
-        progress=progress,
-    )
+    about: dict[str, Any] = {"steps": steps, "batch_size": batch_size}
+    done = study(loss, net, out, {"recipe": "grounds"}, seed=SEED, resume=resume, progress=progress, **about)
     judge = done.ema.eval()
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         x, inside, style, colour = lesson(SEED + 1, torch.arange(512))
     read = judge.read(x, inside)
-    about: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "seconds": round(done.seconds, 1)}
+    about |= {"seconds": round(done.seconds, 1)}
     for name, mine, truth in (("pattern", read[0], style), ("colour", read[1], colour)):
         hits = int((mine == truth).sum())
         about[name] = metrics.proportion(hits, len(x), f"{name} read right, fresh grounds").to_json()
-    write_tensors(out / "judge.safetensors", dict(judge.state_dict()))
-    write_json(out / "judge.json", about)
+    write_judge(out, judge, about)
     return about
 
 
@@ -146,9 +130,4 @@ def read_judge(out: str | Path) -> GroundJudge:
     Raises:
         FileNotFoundError: there is none; says how to make one.
     """
-    path = Path(out) / "judge.safetensors"
-    if not path.exists():
-        raise FileNotFoundError(f"no judge at {path}: suffuse.recipes.grounds.train_judge({str(out)!r}) makes one")
-    judge = GroundJudge()
-    judge.load_state_dict(read_tensors(path))
-    return judge.eval().requires_grad_(False)
+    return filled(GroundJudge(), out, "grounds")

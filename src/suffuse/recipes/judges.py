@@ -7,21 +7,24 @@ another, blurred scenes, scenes in noise, and blobs. So a judge does not find sh
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from suffuse import metrics
 from suffuse.data.shapes import COLOURS, SHAPES, STYLES, Attributes, Batch, Scenes
 from suffuse.metrics.judge_nets import IGNORE
-from suffuse.training import fit
-from suffuse.training.files import whole_folder, write_json, write_tensors
+from suffuse.training import Fit, fit
+from suffuse.training.files import read_tensors, whole_folder, write_json, write_tensors
 
-__all__ = ["broken", "lesson", "train_judge", "vary"]
+__all__ = ["broken", "filled", "lesson", "study", "train_judge", "vary", "write_judge"]
+
+J = TypeVar("J", bound=nn.Module)
 
 SEEDS = {"use": 1_000_001, "held_out": 2_000_003}
 STEPS = {"use": 800, "held_out": 1500}
@@ -134,6 +137,56 @@ def _spoil(x: Tensor, target: Attributes) -> tuple[Tensor, Attributes]:
     )
 
 
+def study(
+    loss: Callable[..., Tensor],
+    net: nn.Module,
+    out: Path,
+    settings: dict[str, Any],
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float = 2e-3,
+    seed: int,
+    resume: bool,
+    progress: bool,
+) -> Fit:
+    """Fit a judge to lessons, whose numbers are in batch["item"], with checkpoints in `out/run`."""
+    return fit(
+        loss,
+        {"item": torch.arange(steps * batch_size)},
+        net,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=0.02,
+        ema=0.99,
+        seed=seed,
+        out=out / "run",
+        resume=resume,
+        settings=settings,
+        progress=progress,
+    )
+
+
+def write_judge(out: Path, judge: nn.Module, about: dict[str, Any]) -> None:
+    """Write a judge, and how it was made and measured, into a folder for `filled`."""
+    write_tensors(out / "judge.safetensors", dict(judge.state_dict()))
+    write_json(out / "judge.json", about)
+
+
+def filled(judge: J, out: str | Path, recipe: str) -> J:
+    """The judge with the weights that `train_judge` of a recipe wrote, not to be trained further.
+
+    Raises:
+        FileNotFoundError: there are none; says how to make them.
+    """
+    path = Path(out) / "judge.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"no judge at {path}: suffuse.recipes.{recipe}.train_judge({str(out)!r}) makes one")
+    judge.load_state_dict(read_tensors(path))
+    return judge.eval().requires_grad_(False)
+
+
 def train_judge(
     which: str,
     out: str | Path,
@@ -167,21 +220,9 @@ def train_judge(
         return model.loss(x, target)
 
     began = time.process_time()
-    done = fit(
-        loss,
-        {"item": torch.arange(steps * batch_size)},
-        net,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr or LR[which],
-        weight_decay=0.02,
-        ema=0.99,
-        seed=seed,
-        out=out / "run",
-        resume=resume,
-        settings={"recipe": "judges", "which": which},
-        progress=progress,
-    )
+    settings = {"recipe": "judges", "which": which}
+    how: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr or LR[which], "seed": seed}
+    done = study(loss, net, out, settings, resume=resume, progress=progress, **how)
     weights = {k: v.bfloat16() if v.is_floating_point() else v for k, v in done.ema.state_dict().items()}
     judge = metrics.shapes.Judge(which, metrics.shapes.filled(which, weights), {})
     errors = metrics.shapes.accuracy(judge, Scenes(FRESH), fresh)
