@@ -30,7 +30,7 @@ from suffuse.operators import GaussianNoise, LinearOperator, Mask
 from suffuse.recipes import restore, shapes
 from suffuse.recipes.run import Run
 from suffuse.training import fit
-from suffuse.training.checkpoint import fill
+from suffuse.training.described import fill
 
 SIGMA = 0.05
 

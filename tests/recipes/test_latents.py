@@ -10,6 +10,7 @@ import suffuse as sf
 from suffuse import metrics
 from suffuse.data.shapes import Scenes
 from suffuse.recipes import cascade, latents
+from suffuse.recipes.draw import decoded
 from suffuse.recipes.run import Run
 from suffuse.training.codecs import load_codec
 
@@ -44,9 +45,11 @@ def test_latents_keep_their_captions_and_the_model_its_codec(codec_run, tmp_path
     made = latents.train(
         tmp_path / "run", codec=codec_run.path, net=net, scenes=24, cache=tmp_path / "z", **how, **QUIET
     )
-    model = latents.model_of(Run.open(made.path))
-    assert made.shape == model.shape == (4, 8, 8) and type(model.net).__name__.lower() == net
+    model = Run.open(made.path).model()
+    assert made.shape == (4, 8, 8) and type(model.net).__name__.lower() == net
     codec, world = load_codec(codec_run.path / "codec"), Scenes(1, 32)
+    own = model.codec.net.state_dict()
+    assert all(torch.equal(own[k], v) for k, v in codec.net.state_dict().items()) and model.codec.scale == codec.scale
     text = model.conditions["text"]
     set_ = sf.data.Latents(
         latents.Drawn(world, 24, text, pictures=False),
@@ -58,8 +61,8 @@ def test_latents_keep_their_captions_and_the_model_its_codec(codec_run, tmp_path
     torch.testing.assert_close(set_[rows]["x"], z, rtol=1e-2, atol=1e-2)
     said = [text.ids([c], length=40)[0].tolist() for c in world[rows].captions]
     assert set_[rows]["text"].tolist() == said
-    x = latents.decoded(model, sf.sample(model.given(text=set_[rows]["text"]), sf.noise((2, 4, 8, 8), 0), steps=2))
-    torch.testing.assert_close(latents.decoded(model, z), codec.decode(z).detach().clamp(-1, 1), rtol=1e-3, atol=1e-3)
+    x = decoded(model, sf.sample(model.given(text=set_[rows]["text"]), sf.noise((2, 4, 8, 8), 0), steps=2))
+    torch.testing.assert_close(decoded(model, z), codec.decode(z).detach().clamp(-1, 1), rtol=1e-3, atol=1e-3)
     assert x.shape == (2, 3, 32, 32) and x.abs().max() <= 1
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from suffuse import Denoiser, load, noise, save, schedules
-from suffuse.nets import MLP, DiT, Label, Spatial, Tokens, UNet, Vector
+from suffuse.nets import MLP, Autoencoder, DiT, Label, LatentCodec, Spatial, Tokens, UNet, Vector
 from suffuse.parameterize import Parameterization
 from suffuse.training.checkpoint import model_hash
 from suffuse.training.files import ModelFileError, whole_folder
@@ -41,6 +41,21 @@ def test_a_model_comes_back_as_it_was(name, tmp_path):
     first = model_hash(tmp_path / "m")
     save(model, tmp_path / "m")
     assert model_hash(tmp_path / "m") == first, "saving twice is the same bytes"
+
+
+def test_the_codec_of_a_model_of_latents_comes_back_with_it(tmp_path):
+    model = _made("dit")
+    model.codec = LatentCodec(Autoencoder(1, 2, 8, (1, 2)), 0.7, -0.2)
+    save(model, tmp_path / "m")
+    again, x = load(tmp_path / "m"), noise((2, 1, 8, 8), seed=0)
+    assert torch.equal(again.codec.encode(x, 5), model.codec.encode(x, 5))
+    first = model_hash(tmp_path / "m")
+    model.codec.scale = 0.8
+    save(model, tmp_path / "m")
+    assert model_hash(tmp_path / "m") != first, "other latents are another model"
+    model.codec = None
+    save(model, tmp_path / "m")
+    assert load(tmp_path / "m").codec is None
 
 
 def test_a_learned_variance_comes_back(tmp_path):

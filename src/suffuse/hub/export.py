@@ -15,7 +15,7 @@ from suffuse.denoise import Denoiser
 from suffuse.hub.folder import require
 from suffuse.parameterize import named
 from suffuse.schedules import Discrete, from_json
-from suffuse.training.checkpoint import build, describe, fill
+from suffuse.training.described import build, describe, fill
 from suffuse.training.files import ModelFileError, read_json, read_tensors, whole_folder, write_json, write_tensors
 
 __all__ = ["to_diffusers", "to_onnx"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from suffuse.denoise import Denoiser
 from suffuse.parameterize import named, v
 from suffuse.schedules import Discrete, from_json
-from suffuse.training.checkpoint import build
+from suffuse.training.described import build
 
 __all__ = ["ModelMixin", "Network"]
 

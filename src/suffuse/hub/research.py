@@ -21,7 +21,7 @@ from suffuse.hub.schedule import index
 from suffuse.hub.tensors import tensors
 from suffuse.parameterize import Parameterization, eps, named
 from suffuse.schedules import VE, Discrete, Linear, Schedule
-from suffuse.training.checkpoint import fill
+from suffuse.training.described import fill
 
 __all__ = ["load"]
 

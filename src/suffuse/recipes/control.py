@@ -23,7 +23,7 @@ from suffuse.recipes import shapes
 from suffuse.recipes.draw import sample_many
 from suffuse.recipes.run import Run
 from suffuse.training import Fit, fit
-from suffuse.training.checkpoint import fill
+from suffuse.training.described import fill
 from suffuse.training.files import ModelFileError, read_json, read_tensors, write_json, write_tensors
 
 __all__ = ["HINTS", "METHODS", "base_of", "draw", "hint", "opened", "reader", "scenes", "train"]

@@ -25,7 +25,7 @@ from suffuse.recipes.distil_methods import METHODS, Loss, Material, Stage, metho
 from suffuse.recipes.draw import sample_many
 from suffuse.recipes.run import Run
 from suffuse.training import fit, load, save
-from suffuse.training.checkpoint import build, describe
+from suffuse.training.described import build, describe
 from suffuse.training.files import read_json, read_tensors, write_json
 
 __all__ = ["METHODS", "cost", "evaluate", "inherit", "measured", "model_for", "plan", "student", "train"]

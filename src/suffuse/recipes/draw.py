@@ -12,7 +12,7 @@ from suffuse.recipes.run import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["draw", "recipe_of", "sample_many", "stamp", "told"]
+__all__ = ["decoded", "draw", "recipe_of", "sample_many", "stamp", "told"]
 
 BATCH = 256
 
@@ -86,6 +86,16 @@ def sample_many(
     return torch.cat(parts)
 
 
+def decoded(model: Any, z: Tensor) -> Tensor:
+    """Pictures in [-1, 1] of what a model samples, decoded 64 at a time where those are latents."""
+    import torch
+
+    if model.codec is None:
+        return z.clamp(-1, 1)
+    with torch.no_grad():
+        return torch.cat([model.codec.decode(part) for part in z.split(64)]).clamp(-1, 1)
+
+
 def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
     """Sample what a recipe says and write it with the recipe inside; of several processes the first goes on alone.
 
@@ -109,8 +119,9 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
     spacing = None if recipe["grid"] is None else getattr(grids, recipe["grid"])
     x = sample_many(denoiser, n, made.shape, recipe["seed"], sampler=rule, steps=recipe["steps"], grid=spacing)
     alone()
+    x = decoded(denoiser, x)
     columns = max(1, round(n**0.5))
-    sheet = pictures.grid(x, columns, scale=max(1, 48 // made.shape[-1]))
+    sheet = pictures.grid(x, columns, scale=max(1, 48 // x.shape[-1]))
     pictures.save_png(sheet, out, recipe | {"w": w} | stamp(made))
 
 

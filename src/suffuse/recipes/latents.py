@@ -22,14 +22,14 @@ from suffuse import data, losses, metrics, nets
 from suffuse.data.shapes import VOCABULARY, Scenes, captions
 from suffuse.denoise import Denoiser
 from suffuse.guidance import guide
-from suffuse.recipes.draw import sample_many
+from suffuse.recipes.draw import decoded, sample_many
 from suffuse.recipes.run import Run
 from suffuse.schedules import Linear
 from suffuse.training import fit, save
 from suffuse.training.codecs import load_codec, save_codec
 from suffuse.training.files import write_json
 
-__all__ = ["Drawn", "build", "decoded", "evaluate", "model_of", "train", "train_autoencoder"]
+__all__ = ["Drawn", "build", "evaluate", "train", "train_autoencoder"]
 
 SIZE, LATENT = 64, 8
 WIDTH, MULTIPLIERS = 32, (1, 2, 4, 4)
@@ -222,8 +222,8 @@ def train(
         settings={"recipe": "latents", "net": net, "dropout": dropout, "scale": made.scale},
         progress=progress,
     )
+    done.ema.codec = made
     save(done.ema, out / "model")
-    save_codec(made, out / "codec")
     settings = {"net": net, "seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema, "w": W}
     settings |= {"size": size, "dropout": dropout}
     side = size // 2 ** (len(made.net.multipliers) - 1)
@@ -232,23 +232,9 @@ def train(
     return run
 
 
-def model_of(made: Run) -> Denoiser:
-    """The trained model with its codec."""
-    model = made.model()
-    model.shape, model.codec = made.shape, load_codec(made.path / "codec")
-    return model
-
-
-def decoded(model: Denoiser, z: Tensor) -> Tensor:
-    """Pictures in [-1, 1] of latents, 64 at a time."""
-    assert model.codec is not None
-    with torch.no_grad():
-        return torch.cat([model.codec.decode(part) for part in z.split(64)]).clamp(-1, 1)
-
-
 def evaluate(made: Run, *, n: int = 1000, nfe: int = 20, w: float = W, seed: int = 1) -> dict[str, Any]:
     """Caption match at this size by the held-out judge, and pictures a second with decoding; writes metrics.json."""
-    model = model_of(made)
+    model = made.model()
     asked = captions(n, seed)
     text = model.conditions["text"]
     spoken = model.given(text=text.ids(asked))

@@ -1,18 +1,21 @@
-"""Models in files: `model.json` says what to build, `model.safetensors` holds the weights. No pickle."""
+"""Models in files: `model.json` says what to build, `model.safetensors` holds the weights. No pickle.
+
+The codec of a model of latents lies beside them, in `codec/`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from suffuse import __version__, nets, schedules, zoo
+from suffuse import __version__, schedules, zoo
 from suffuse.denoise import Denoiser
+from suffuse.nets import LatentCodec
 from suffuse.parameterize import Parameterization, named
+from suffuse.training.codecs import load_codec, write_codec
+from suffuse.training.described import FORMAT, build, describe, fill
 from suffuse.training.files import (
     ModelFileError,
     read_json,
@@ -23,38 +26,8 @@ from suffuse.training.files import (
     write_tensors,
 )
 from suffuse.training.parallel import peers
-from suffuse.training.sharded import copy_in
 
 __all__ = ["ModelFileError", "load", "model_hash", "save"]
-
-FORMAT = 1
-_NETS = ("MLP", "UNet", "DiT", "MMDiT", "EDM2", "Autoencoder")
-
-
-def describe(net: nn.Module) -> dict[str, Any]:
-    """{"type": name, "args": constructor arguments} of a network of suffuse, or the type alone for any other."""
-    if type(net).__name__ not in _NETS or not dataclasses.is_dataclass(net):
-        return {"type": type(net).__name__}
-    args: dict[str, Any] = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}
-    if "conditions" in args:
-        args["conditions"] = {name: nets.spec_to_json(spec) for name, spec in args["conditions"].items()}
-    return {"type": type(net).__name__, "args": args}
-
-
-def build(description: dict[str, Any]) -> nn.Module:
-    """The network a description names, with fresh weights."""
-    kind, args = description.get("type"), description.get("args")
-    if kind not in _NETS or args is None:
-        raise ModelFileError(f"the model is a {kind}, which suffuse cannot build by itself: pass load(dir, net=...)")
-    args = dict(args)
-    if "conditions" in args:
-        args["conditions"] = {name: nets.spec_from_json(spec) for name, spec in args["conditions"].items()}
-    known = {f.name for f in dataclasses.fields(getattr(nets, kind))}
-    unknown = set(args) - known
-    if unknown:
-        raise ModelFileError(f"{kind} does not take {sorted(unknown)}: the file is of another version of suffuse")
-    args = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
-    return getattr(nets, kind)(**args)
 
 
 def _standard(parameterization: Parameterization) -> bool:
@@ -67,7 +40,7 @@ def _standard(parameterization: Parameterization) -> bool:
 
 
 def write_model(folder: Path, model: Denoiser) -> None:
-    """Write the two files of a model into an existing folder."""
+    """Write the files of a model into an existing folder; a codec goes along if it is a `LatentCodec`."""
     if not isinstance(model.net, nn.Module):
         raise TypeError(f"only a torch module can be saved, got {type(model.net).__name__}")
     if not _standard(model.parameterization):
@@ -84,6 +57,9 @@ def write_model(folder: Path, model: Denoiser) -> None:
         },
     )
     write_tensors(folder / "model.safetensors", model.net.state_dict())
+    if isinstance(model.codec, LatentCodec):
+        (folder / "codec").mkdir()
+        write_codec(folder / "codec", model.codec)
 
 
 def save(model: Denoiser, path: str | Path) -> None:
@@ -135,33 +111,14 @@ def load(path: str | Path, *, net: nn.Module | None = None) -> Denoiser:
         schedule = schedules.from_json(about["schedule"])
     except ValueError as error:
         raise ModelFileError(f"{path}/model.json: {error}") from None
-    return Denoiser(net.eval(), schedule, about["predicts"], variance=about.get("variance"))
-
-
-def fill(net: nn.Module, tensors: dict[str, Tensor], source: Any) -> None:
-    """Put weights into a network; every key must be known, present and of the right shape."""
-    own = net.state_dict()
-    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or unknown:
-        told = [
-            f"{len(keys)} {what} (first: {keys[0]})"
-            for what, keys in (("missing", missing), ("unknown", unknown))
-            if keys
-        ]
-        raise ModelFileError(f"{source} does not fit {type(net).__name__}: weights {', '.join(told)}")
-    for name, value in own.items():
-        if value.shape != tensors[name].shape:
-            raise ModelFileError(
-                f"{source}: {name} has shape {tuple(tensors[name].shape)}, the network wants {tuple(value.shape)}"
-            )
-    with torch.no_grad():
-        for name, value in own.items():
-            copy_in(value, tensors[name])
+    codec = load_codec(path / "codec") if (path / "codec").is_dir() else None
+    return Denoiser(net.eval(), schedule, about["predicts"], variance=about.get("variance"), codec=codec)
 
 
 def model_hash(path: str | Path) -> str:
-    """The first 16 hex digits of SHA-256 over a model folder's two files."""
-    digest = hashlib.sha256()
-    for name in ("model.json", "model.safetensors"):
-        digest.update((Path(path) / name).read_bytes())
+    """The first 16 hex digits of SHA-256 over a model folder's files."""
+    digest, path = hashlib.sha256(), Path(path)
+    for name in ("model.json", "model.safetensors", "codec/codec.json", "codec/codec.safetensors"):
+        if name.startswith("model") or (path / name).exists():
+            digest.update((path / name).read_bytes())
     return digest.hexdigest()[:16]

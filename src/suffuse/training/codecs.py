@@ -6,18 +6,23 @@ from pathlib import Path
 
 from suffuse import __version__
 from suffuse.nets import LatentCodec
-from suffuse.training.checkpoint import FORMAT, build, describe, fill
+from suffuse.training.described import FORMAT, build, describe, fill
 from suffuse.training.files import ModelFileError, read_json, read_tensors, whole_folder, write_json, write_tensors
 
-__all__ = ["load_codec", "save_codec"]
+__all__ = ["load_codec", "save_codec", "write_codec"]
 
 
 def save_codec(codec: LatentCodec, path: str | Path) -> None:
     """Write a codec to a folder, whole or not at all."""
-    about = {"format": FORMAT, "suffuse": __version__, "net": describe(codec.net)}
     with whole_folder(Path(path)) as folder:
-        write_json(folder / "codec.json", about | {"scale": codec.scale, "shift": codec.shift})
-        write_tensors(folder / "codec.safetensors", codec.net.state_dict())
+        write_codec(folder, codec)
+
+
+def write_codec(folder: Path, codec: LatentCodec) -> None:
+    """Write the two files of a codec into an existing folder."""
+    about = {"format": FORMAT, "suffuse": __version__, "net": describe(codec.net)}
+    write_json(folder / "codec.json", about | {"scale": codec.scale, "shift": codec.shift})
+    write_tensors(folder / "codec.safetensors", codec.net.state_dict())
 
 
 def load_codec(path: str | Path) -> LatentCodec:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from suffuse.training.checkpoint import fill
+from suffuse.training.described import fill
 from suffuse.training.files import ModelFileError, read_tensors, write_tensors
 from suffuse.training.parallel import peers
 from suffuse.training.sharded import gather, local

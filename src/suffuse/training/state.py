@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suffuse.training.checkpoint import fill
+from suffuse.training.described import fill
 from suffuse.training.ema import EMA
 from suffuse.training.files import (
     ModelFileError,
