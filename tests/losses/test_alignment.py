@@ -33,7 +33,7 @@ def clean(n, device):
 def aligned(scale=0.5, sees=lambda x: x, **more):
     plain = partial(losses.denoising, times=clean)
     made = Alignment(plain, sees, "inner", 3, 3, scale=scale, **more)
-    made.head = nn.Identity()
+    made.likeness.head = nn.Identity()
     return plain, made
 
 
@@ -49,6 +49,17 @@ def test_the_part_it_adds_is_the_cosine_of_each_cell(sign, cosine):
     turned = aligned(sees=lambda x: x.roll(1, 1) - (x * x.roll(1, 1)).sum(1, True) / (x * x).sum(1, True) * x)[1]
     torch.manual_seed(1)
     torch.testing.assert_close(turned(model, batch), without, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_of_latents_is_aligned_to_what_is_seen_in_their_pictures():
+    latents = {"x": torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))}
+    model = Denoiser(Net(), Linear(), predicts="velocity")
+    plain, made = aligned(sees=lambda pictures: pictures[:, :3])
+    torch.manual_seed(1)
+    without = plain(model, latents)
+    torch.manual_seed(1)
+    of = torch.cat([-latents["x"], latents["x"]], 1)
+    torch.testing.assert_close(made(model, latents, of=of), without + 0.5, rtol=1e-4, atol=1e-4)
 
 
 def test_it_trains_its_head_leaves_the_judge_alone_and_no_hook_behind():
@@ -80,7 +91,7 @@ def test_what_does_not_fit_is_refused():
     model, batch = Denoiser(Net(), Linear(), predicts="velocity"), {"x": torch.randn(2, 3, 4, 4)}
     with pytest.raises(ValueError, match=r"the network Net has no module 'blocks\.2' to align"):
         Alignment(losses.denoising, lambda x: x, "blocks.2", 3, 3)(model, batch)
-    with pytest.raises(ValueError, match="inner has 16 cells and the features have 4; they must match"):
+    with pytest.raises(ValueError, match="the hidden state has 16 cells and the features have 4; they must match"):
         aligned(sees=lambda x: x[..., ::2, ::2])[1](model, batch)
     with pytest.raises(ValueError, match="inner of Net must be called once by the loss, was 2 times"):
         Alignment(lambda m, b: losses.denoising(m, b) + losses.denoising(m, b), lambda x: x, "inner", 3, 3)(

@@ -130,6 +130,30 @@ def test_the_evidence_bound_is_tight_for_a_linear_gaussian_world():
     torch.testing.assert_close(bound - bound[1], evidence - evidence[1], rtol=0, atol=0.03)
 
 
+def test_what_is_decoded_is_perturbed_by_a_strength_of_each_rows_own_and_is_what_is_aligned():
+    """Decoding nothing but z, squared error is the noise: of a strength s ~ N(0, perturb^2), E s^2 and E s^4 known."""
+
+    class Plain:
+        def encode(self, x):
+            return x, torch.full_like(x, -30)
+
+        def decode(self, z):
+            seen.append(z)
+            return z
+
+    seen, how = [], {"kl": 0.0, "square": 1.0, "perturb": 0.3}
+    x = {"x": torch.zeros(20_000, 100)}
+    torch.manual_seed(0)
+    loss = losses.autoencoding(Plain(), x, **how)
+    assert loss.mean().item() == pytest.approx(0.09, rel=0.03)
+    assert loss.square().mean().item() == pytest.approx(3 * 0.09**2 * 1.02, rel=0.1), (
+        "one strength for a row, not one for all"
+    )
+    torch.manual_seed(0)
+    off = losses.autoencoding(Plain(), x, **how, aligned=lambda z, of: z.mean(1) + of.mean(1) + 1)
+    torch.testing.assert_close(off, loss - seen[-1].mean(1) - 1)
+
+
 def test_the_two_sides_of_the_adversarial_loss_reach_their_own_parameters_only():
     net = small(channels=1)
     judge, x = losses.Adversarial(1, 8, 2, weight=0.5), torch.randn(4, 1, 16, 16)

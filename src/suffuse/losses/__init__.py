@@ -1,7 +1,7 @@
 """Losses: plain functions `(model, batch) -> (B,)`, with the times, weights and couplings they are given."""
 
 from suffuse.losses import couplings, distillation, fewstep, times, weights
-from suffuse.losses.alignment import Alignment
+from suffuse.losses.alignment import Alignment, Likeness
 from suffuse.losses.autoencoder import Adversarial, Perceptual, autoencoding, kl_divergence
 from suffuse.losses.couplings import immiscible, independent, optimal_transport
 from suffuse.losses.denoising import denoising
@@ -27,6 +27,7 @@ __all__ = [
     "VSD",
     "Adversarial",
     "Alignment",
+    "Likeness",
     "Perceptual",
     "Uncertain",
     "autoencoding",

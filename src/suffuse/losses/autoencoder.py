@@ -1,6 +1,6 @@
-"""What trains an autoencoder: reconstruction, the prior's pull on its latents, and two judges of sharpness.
+"""What trains an autoencoder: reconstruction, the prior's pull on its latents, two judges of sharpness, and meaning.
 
-loss = |x - x'| + kl KL(N(mean, var) || N(0, 1)) + perceptual + adversarial,      x' = decode(mean + std eps)
+loss = |x - x'| + kl KL(N(mean, var) || N(0, 1)) + perceptual + adversarial - aligned,      x' = decode(mean + std eps)
 
 Reconstruction and KL are sums over one picture, over its number of values: with squared error, kl = 1 and a unit
 variance of 1/2 this is the evidence bound. Kingma & Welling 2013, eq. 10; Rombach et al. 2022, section 3.1.
@@ -31,6 +31,8 @@ def autoencoding(
     square: float = 0.0,
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
     adversarial: Adversarial | None = None,
+    aligned: Callable[[Tensor, Tensor], Tensor] | None = None,
+    perturb: float = 0.0,
 ) -> Tensor:
     """Loss of an autoencoder, by row.
 
@@ -40,12 +42,20 @@ def autoencoding(
         kl: weight of the prior: 1e-6 for a codec, 1 for a model to sample from.
         square: share of squared error in the reconstruction; the rest is absolute error.
         perceptual: (x, x') -> (B,), such as `Perceptual`. adversarial: judges x' and learns to.
+        aligned: (z, x) -> (B,), taken off the loss, such as a weight times `Likeness`: latents that say what is in a
+            picture are easier to generate (Yao et al. 2025, VA-VAE).
+        perturb: what is decoded has further noise, of a standard deviation |N(0, perturb^2)| drawn for each row: the
+            decoder learns to mend what a denoiser gets wrong (Zheng et al. 2025, RAE).
     Returns:
         (B,). Randomness is torch's own: `fit` seeds it by (seed, step).
     """
     x = batch["x"]
     mean, logvar = model.encode(x)
-    made = model.decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean))
+    var = logvar.exp()
+    if perturb:
+        var = var + (perturb * torch.randn(len(x), *(1,) * (var.ndim - 1), device=x.device)).square()
+    z = mean + var.sqrt() * torch.randn_like(mean)
+    made = model.decode(z)
     gap = (x - made).flatten(1)
     loss = (
         (1 - square) * gap.abs().mean(1)
@@ -54,6 +64,8 @@ def autoencoding(
     )
     if perceptual is not None:
         loss = loss + perceptual(x, made)
+    if aligned is not None:
+        loss = loss - aligned(z, x)
     return loss if adversarial is None else loss + adversarial(x, made)
 
 
