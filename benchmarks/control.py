@@ -27,7 +27,7 @@ from suffuse.data.shapes.attributes import DIAMETERS, outlineable
 from suffuse.data.shapes.render import Batch
 from suffuse.recipes import control as recipe
 from suffuse.recipes import personalise, shapes
-from suffuse.recipes.draw import sample_many
+from suffuse.recipes.draw import decoded, sample_many
 
 ROOT, NFE, W, SEED = Path("runs/control"), 20, shapes.W, 1_000_003
 
@@ -63,6 +63,11 @@ def f1(x: torch.Tensor, wanted: torch.Tensor, what: str) -> metrics.Measured:
 def match(batch: Batch, x: torch.Tensor) -> metrics.Measured:
     """Share of pictures that show all that the caption says, by the held-out judge."""
     return metrics.shapes.judge("held_out").report(batch.captions, x)["match"]
+
+
+def pictured(model, given: dict, n: int, seed: int) -> torch.Tensor:
+    """n pictures, guided to what is given."""
+    return decoded(model, sample_many(sf.guide(model.given(**given), model, W), n, model.shape, seed, nfe=NFE))
 
 
 def train(args) -> None:
@@ -190,7 +195,7 @@ def style(args) -> None:
 
     def row(model, name):
         words = model.conditions["text"].ids(asked, length=shapes.WORDS)
-        x = sample_many(sf.guide(model.given(text=words), model, W), args.n, shapes.SHAPE, SEED, nfe=NFE).clamp(-1, 1)
+        x = pictured(model, {"text": words}, args.n, SEED)
         read = judge.read(x)
         can = read.present & (read.shape >= 0) & outlineable(read.shape, read.size)
         hits, n = int((can & (read.fill == 2)).sum()), int(can.sum())
@@ -277,9 +282,7 @@ def dreambooth(args) -> None:
             model = made.model()
             asked = [CONTEXTS[i % len(CONTEXTS)] for i in range(args.n)]
             text = [a.format(f"[v] {shape}" if args.phrase == "both" else "[v]") for a in asked]
-            x = sample_many(sf.guide(model.given(text=text), model, W), args.n, shapes.SHAPE, SEED, nfe=NFE).clamp(
-                -1, 1
-            )
+            x = pictured(model, {"text": text}, args.n, SEED)
             spec = parse([a.format("shape") for a in asked])
             told_ = judge.match(spec, x)
             share = metrics.proportion(
@@ -297,7 +300,7 @@ def dreambooth(args) -> None:
 
 def _class(model, noun: str, name: str, n: int, judge) -> tuple:
     """How various the model's pictures of the class are: distances in the held-out judge's features, and colours."""
-    x = sample_many(sf.guide(model.given(text=f"a {noun}"), model, W), n, shapes.SHAPE, SEED + 1, nfe=NFE).clamp(-1, 1)
+    x = pictured(model, {"text": f"a {noun}"}, n, SEED + 1)
     with torch.no_grad():
         whole = judge.net.features(x)[1]
     apart = torch.cdist(whole, whole)

@@ -18,6 +18,7 @@ import suffuse as sf
 from suffuse import data, guidance, losses, metrics, nets, oracle, samplers
 from suffuse.nets.embed import TimeEmbedding
 from suffuse.recipes import digits
+from suffuse.recipes.draw import decoded
 from suffuse.recipes.run import Run
 from suffuse.training.files import read_tensors, write_tensors
 
@@ -301,6 +302,7 @@ def of_shapes(given: argparse.Namespace) -> World:
     theirs = features(scenes.images)
 
     def measure(x: Tensor) -> dict[str, float]:
+        x = decoded(model, x)
         match = judge.match(scenes.captions, x).all.double().mean().item()
         return {"accuracy": match, "recall": metrics.recall(features(x), theirs, features="judge").value}
 

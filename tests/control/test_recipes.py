@@ -7,10 +7,13 @@ import torch
 
 import suffuse as sf
 from suffuse import pictures
+from suffuse.nets import Autoencoder, LatentCodec
 from suffuse.recipes import control, personalise, shapes
 from suffuse.recipes.run import Run
 from suffuse.training.files import ModelFileError
 from tests.adapters.nets import said, spread
+
+SHAPE = (8, 8, 8)
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +22,9 @@ def base(tmp_path_factory):
     torch.manual_seed(0)
     model = shapes.build("dit")
     spread(model.net, 0.02)
+    model.codec = LatentCodec(Autoencoder(3, 8, 8, (1, 1, 1)))
     sf.save(model, folder / "model")
-    Run(folder, "shapes", shapes.SHAPE, {"w": 2.0}, 0.0).write()
+    Run(folder, "shapes", SHAPE, {"w": 2.0}, 0.0).write()
     return folder
 
 
@@ -34,7 +38,7 @@ def test_two_controls_are_trained_opened_and_tied_to_their_base(base, tmp_path):
     model = control.opened(tmp_path / "edges", tmp_path / "pose")
     batch = control.scenes("pose", 5, torch.arange(2))
     assert (batch.attributes.shape == control.FIGURE).any(1).all()
-    x = sf.noise((2, *shapes.SHAPE), seed=0)
+    x = sf.noise((2, *SHAPE), seed=0)
     told = {kind: control.hint(kind, batch) for kind in ("edges", "pose")}
     plain = said(sf.load(base), x)
     assert torch.equal(said(model, x), plain) and not torch.equal(said(model.given(**told), x), plain)
@@ -53,7 +57,7 @@ def test_a_personal_model_is_a_run_like_any_other(base, tmp_path, method):
     how = {"steps": 2, "batch_size": 2, "priors": 2, "progress": False, "method": method}
     made = personalise.train(base, tmp_path / "mine", images, token="[V]", noun="heart", **how)
     model = made.model()
-    x = sf.noise((1, *shapes.SHAPE), seed=0)
+    x = sf.noise((1, *SHAPE), seed=0)
     text = "a heart" if method == "style" else "a [v] on a striped pink background"
     before = sf.load(base).given(text=text.replace("[v]", "heart"))
     assert (said(model.given(text=text), x) - said(before, x)).abs().max() > 1e-6

@@ -17,7 +17,9 @@ from suffuse.recipes.run import Run
 def run(tmp_path_factory):
     """A run trained for a moment: enough to be sampled, not to be good."""
     out = tmp_path_factory.mktemp("runs") / "shapes"
-    shapes.train(out, steps=2, batch_size=4, watch_every=0, progress=False)
+    with pytest.MonkeyPatch.context() as now:
+        now.setattr(shapes, "CODEC", shapes.CODEC | {"width": 8, "steps": 2, "batch_size": 4, "estimated": 16})
+        shapes.train(out, steps=2, batch_size=4, watch_every=0, progress=False)
     return out
 
 
@@ -103,6 +105,7 @@ def test_the_evaluation_of_real_scenes_is_the_judges_ceiling_and_of_noise_is_not
 
     with monkeypatch.context() as now:
         now.setattr("suffuse.recipes.draw.BATCH", 200)
+        now.setattr(shapes, "decoded", lambda _model, x: x)
         now.setattr("suffuse.sample", lambda d, x, **how: asked.append(len(x)) or noise_or_real(x, **how))
         result = shapes.evaluate(made, tmp_path, n=240)
     assert asked == [200, 40] * 3
@@ -120,7 +123,7 @@ def test_the_evaluation_of_real_scenes_is_the_judges_ceiling_and_of_noise_is_not
 
 def test_the_probe_sees_binding_where_there_is_some():
     """A model that knows the picture of each true caption binds; one that is deaf does not."""
-    model = shapes.build()
+    model = shapes.build(latent=3)  # without a codec pictures are their own latents
     text = model.conditions["text"]
     found = shapes.probe(model, text=text, n=8, nfe=2)
     assert found["bind_colour"] == found["bind_order"] == found["bind_axis"] == 0, "a fresh network says 0 to all"
@@ -142,24 +145,33 @@ def test_the_probe_sees_binding_where_there_is_some():
     assert set(found) == {"bind_colour", "bind_order", "bind_axis", *shapes.PROBED}
 
 
-def test_training_is_charged_with_what_the_judge_cannot_read_in_the_estimate(monkeypatch):
-    """A fresh network says 0, so its D(x_t) is x_t: the scene near t = 0, charged with about 7 an object, or noise."""
+def test_scenes_are_drawn_anew_and_their_latents_are_denoised_told_their_captions(run):
+    """A network that gives away what it is asked: latents of its scenes at the time near 0, and its scenes' words."""
+    model, asked = Run.open(run).model(), []
+    net = model.net
 
-    def charged(noisier):
-        monkeypatch.setattr(shapes, "NOISIER", noisier)
-        totals = []
-        for read in (0.0, 1.0):
-            monkeypatch.setattr(shapes, "READ", read)
-            torch.manual_seed(0)
-            model = shapes.build()
-            loss = shapes._Loss(3, 0.0, model.conditions["text"], shapes.ALIGNED["dit"])
-            torch.manual_seed(1)
-            with torch.no_grad():
-                totals.append(loss(model, {"item": torch.arange(16)}))
-        return totals[1] - totals[0]
+    class Asked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
 
-    clean, noisy = charged(-12.0), charged(12.0)
-    assert clean.max() < 20 and noisy.min() > 50, (clean, noisy)
+        def forward(self, x, t, text):
+            asked.append((x, t, text))
+            return self.net(x, t, text=text)
+
+    loss = shapes._Loss(5, 0.0, model, ("net.blocks.2", 192))
+    told = Denoiser(Asked(), model.schedule, predicts="velocity", condition=model.conditions)
+    items = torch.tensor([40, 41, 7])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert loss(told, {"item": items}).shape == (3,)
+    (x, t, text) = asked[0]
+    drawn = Scenes(5)[items]
+    z = model.codec.encode(drawn.images, 40)
+    assert text.tolist() == model.conditions["text"].ids(drawn.captions, length=shapes.WORDS).tolist()
+    t = t.view(-1, 1, 1, 1)
+    eps = (x - (1 - t) * z) / t
+    assert abs(eps.mean()) < 0.1 and eps.std().item() == pytest.approx(1, abs=0.1), "what is left is noise"
 
 
 def test_what_ships_is_the_run_in_bf16(run, tmp_path):
@@ -180,7 +192,7 @@ def test_the_judge_that_watches_is_not_the_one_that_reports(monkeypatch, run, tm
     used = []
     known = judges.judge
     monkeypatch.setattr(judges, "judge", lambda which="use": used.append(which) or known(which))
-    model = shapes.build()
+    model = Run.open(run).model()
     shapes.probe(model, text=model.conditions["text"], n=4, nfe=1)
     assert used == ["use"]
     shapes.evaluate(Run.open(run), tmp_path, n=4, nfe=1)

@@ -41,7 +41,9 @@ class Likeness(nn.Module):
             f = _cells(self._sees[0](x0)).float()
         h = _cells(h)
         if h.shape[1] != f.shape[1]:
-            raise ValueError(f"the hidden state has {h.shape[1]} cells and the features have {f.shape[1]}; they must match")
+            raise ValueError(
+                f"the hidden state has {h.shape[1]} cells and the features have {f.shape[1]}; they must match"
+            )
         return F.cosine_similarity(self.head(h).float(), f, dim=-1).mean(1)
 
 

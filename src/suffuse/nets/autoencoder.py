@@ -168,6 +168,11 @@ class LatentCodec:
     def __init__(self, net: Autoencoder, scale: float = 1.0, shift: float = 0.0) -> None:
         self.net, self.scale, self.shift = net, float(scale), float(shift)
 
+    @property
+    def factor(self) -> int:
+        """Data points per latent and side."""
+        return 2 ** (len(self.net.multipliers) - 1)
+
     @classmethod
     def of(cls, net: Autoencoder, x: Tensor, *, seed: int = 0) -> LatentCodec:
         """With scale and shift estimated from pictures x (N, ...), no gradients kept."""

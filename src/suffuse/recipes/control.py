@@ -19,10 +19,11 @@ from suffuse import adapters, control, losses, metrics
 from suffuse.data.shapes import JOINTS, SHAPES, Batch, Scenes
 from suffuse.denoise import Denoiser
 from suffuse.guidance import guide
-from suffuse.recipes import shapes
-from suffuse.recipes.draw import sample_many
+from suffuse.recipes import latents, shapes
+from suffuse.recipes.draw import decoded, encoded, sample_many
 from suffuse.recipes.run import Run
 from suffuse.training import Fit, fit
+from suffuse.training.codecs import load_codec
 from suffuse.training.described import fill
 from suffuse.training.files import ModelFileError, read_json, read_tensors, write_json, write_tensors
 
@@ -58,18 +59,17 @@ def base_of(path: str | Path) -> tuple[Denoiser, str]:
     kept = sorted((path / "checkpoints").glob("step-*")) if (path / "checkpoints").is_dir() else []
     if kept and not (path / "run.json").exists():
         about = read_json(kept[-1] / "state.json")
-        model = shapes.build(about["settings"].get("net", "dit"))
+        codec = load_codec(path / "autoencoder" / "codec")
+        model = shapes.build(about["settings"].get("net", "dit"), codec.net.latent)
+        model.codec, model.shape = codec, latents.shape_of(codec, shapes.SIDE)
         fill(model.net, read_tensors(kept[-1] / "ema.safetensors"), kept[-1])  # type: ignore[arg-type]
-        return _known(model), kept[-1].name
-    made = Run.open(path)
-    return _known(made.model()), made.model_hash
-
-
-def _known(model: Denoiser) -> Denoiser:
+        weights = kept[-1].name
+    else:
+        made = Run.open(path)
+        model, weights = made.model(), made.model_hash
     net: Any = model.net
     net.eval().requires_grad_(False)
-    model.shape = shapes.SHAPE
-    return model
+    return model, weights
 
 
 def scenes(kind: str, seed: int, index: Tensor) -> Batch:
@@ -101,7 +101,8 @@ class _Loss(nn.Module):
         words: Any = model.conditions["text"]
         text = words.ids(drawn.captions, length=shapes.WORDS)
         text[torch.rand(len(text)) < self.silent] = -1
-        told = {"x": drawn.images, "text": text, self.kind: hint(self.kind, drawn)}
+        x = encoded(model, drawn.images, int(batch["item"][0]))
+        told = {"x": x, "text": text, self.kind: hint(self.kind, drawn)}
         return losses.denoising(model, told, times=partial(losses.logit_normal, mean=shapes.NOISIER))
 
 
@@ -169,7 +170,7 @@ def train(
     made = Run(
         out,
         "control",
-        shapes.SHAPE,
+        model.shape or (),
         {**about, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed},
         round(done.seconds, 2),
     )
@@ -212,7 +213,7 @@ def draw(
     base = model.given(**told)
     spoken = base.given(text=words.ids(batch.captions, length=shapes.WORDS)) if text else base
     denoiser = guide(spoken, base, w) if text and w != 1 else spoken
-    return sample_many(denoiser, len(batch), shapes.SHAPE, seed, nfe=nfe).clamp(-1, 1)
+    return decoded(model, sample_many(denoiser, len(batch), model.shape or (), seed, nfe=nfe))
 
 
 def _glimpse(model: Denoiser, kind: str, n: int = 32, nfe: int = 8) -> float:

@@ -22,7 +22,7 @@ from suffuse import data, grids, metrics, nets, samplers
 from suffuse.denoise import Denoiser
 from suffuse.recipes import digits, images, shapes, toy
 from suffuse.recipes.distil_methods import METHODS, Loss, Material, Stage, method_of, scales
-from suffuse.recipes.draw import sample_many
+from suffuse.recipes.draw import encoded, sample_many
 from suffuse.recipes.run import Run
 from suffuse.training import fit, load, save
 from suffuse.training.described import build, describe
@@ -195,11 +195,13 @@ def _material(made: Run, seed: int) -> Material:
         found, _ = images.told(images.open_set(made.settings["data"], made.settings["size"]))
         return Material(data.part(found, images.split(found)[0]), None, seed)
     if made.recipe == "shapes":
-        scenes, text = shapes.Scenes(seed), made.model().conditions["text"]
+        scenes, model = shapes.Scenes(seed), made.model()
+        text = model.conditions["text"]
 
         def prepare(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
             drawn = scenes[batch["item"]]
-            return {"x": drawn.images, "text": text.ids(drawn.captions, length=shapes.WORDS)}
+            x = encoded(model, drawn.images, int(batch["item"][0]))
+            return {"x": x, "text": text.ids(drawn.captions, length=shapes.WORDS)}
 
         return Material({"item": torch.arange(2**20)}, prepare, seed)
     raise ValueError(f"{made.path} is a run of {made.recipe}: distil knows the data of digits, toy, images and shapes")

@@ -12,7 +12,7 @@ from suffuse.recipes.run import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["decoded", "draw", "recipe_of", "sample_many", "stamp", "told"]
+__all__ = ["decoded", "draw", "encoded", "picture_shape", "recipe_of", "sample_many", "stamp", "told"]
 
 BATCH = 256
 
@@ -94,6 +94,23 @@ def decoded(model: Any, z: Tensor) -> Tensor:
         return z.clamp(-1, 1)
     with torch.no_grad():
         return torch.cat([model.codec.decode(part) for part in z.split(64)]).clamp(-1, 1)
+
+
+def encoded(model: Any, x: Tensor, seed: int = 0) -> Tensor:
+    """What a model denoises of pictures: themselves, or their latents, 64 at a time with seeds from this one on."""
+    import torch
+
+    if model.codec is None:
+        return x
+    with torch.no_grad():
+        return torch.cat([model.codec.encode(part, seed + i) for i, part in enumerate(x.split(64))])
+
+
+def picture_shape(model: Any) -> tuple[int, int]:
+    """Channels and side of the pictures of a model, decoded where it makes latents."""
+    if model.codec is None:
+        return model.shape[0], model.shape[-1]
+    return model.codec.net.channels, model.codec.factor * model.shape[-1]
 
 
 def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:

@@ -14,7 +14,7 @@ from suffuse.data.decode import picture
 from suffuse.denoise import Denoiser
 from suffuse.guidance import guide
 from suffuse.losses import distillation
-from suffuse.recipes.draw import stamp
+from suffuse.recipes.draw import decoded, encoded, picture_shape, stamp
 from suffuse.recipes.run import Run
 
 __all__ = ["METHODS", "edit", "edited", "told"]
@@ -50,7 +50,7 @@ def edited(
     lr: float = 0.03,
     seed: int = 0,
 ) -> Tensor:
-    """Pictures x (B, C, H, W) in [-1, 1], moved from what they show to what they shall show.
+    """Pictures x (B, C, H, W) in [-1, 1], moved from what they show to what they shall show, in the model's latents.
 
     Args:
         model: untold; with a null where w is not 1. source, target: as for `told`.
@@ -69,7 +69,8 @@ def edited(
         of: Any = losses.pds if method == "pds" else partial(losses.dds, times=distillation.annealed(share))
         return of(goal, image, before, x)
 
-    return distillation.descend(loss, x, steps=steps, lr=lr, seed=seed).clamp(-1, 1)
+    x = encoded(model, x, seed)
+    return decoded(model, distillation.descend(loss, x, steps=steps, lr=lr, seed=seed))
 
 
 def edit(run: str | Path, image: Path, out: Path, **how: Any) -> None:
@@ -82,11 +83,12 @@ def edit(run: str | Path, image: Path, out: Path, **how: Any) -> None:
         ValueError: not a picture; what `edited` raises.
     """
     made = Run.open(run)
-    channels, side = made.shape[0], made.shape[-1]
+    model = made.model()
+    channels, side = picture_shape(model)
     pixels, odd = picture(image.read_bytes(), side, channels=channels)
     if pixels is None:
         raise ValueError(f"{image} is not a picture that can be read: {', '.join(odd)}")
     x = torch.tensor(pixels).reshape(1, channels, side, side).float() / 127.5 - 1
-    after = edited(made.model(), x, **how)
+    after = edited(model, x, **how)
     about = {"made by": "suffuse edit", "image": str(image), "run": str(made.path), **how} | stamp(made)
     pictures.save_png(pictures.grid(after, 1, scale=max(1, 48 // side)), out, about)

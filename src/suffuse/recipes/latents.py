@@ -29,7 +29,7 @@ from suffuse.training import fit, save
 from suffuse.training.codecs import load_codec, save_codec
 from suffuse.training.files import write_json
 
-__all__ = ["Drawn", "build", "evaluate", "train", "train_autoencoder"]
+__all__ = ["Drawn", "build", "evaluate", "seen", "shape_of", "train", "train_autoencoder"]
 
 SIZE, LATENT = 64, 8
 WIDTH, MULTIPLIERS = 32, (1, 2, 4, 4)
@@ -62,15 +62,38 @@ class Drawn:
         return made if self.text is None else made | {"text": self.text.ids(batch.captions, length=self.length)}
 
 
-class _Loss(nn.Module):
-    """`losses.autoencoding` with a judge of its own, whose parameters are trained along."""
+def shape_of(codec: nets.LatentCodec, size: int) -> tuple[int, int, int]:
+    """Of the latents of one square picture of this size."""
+    return codec.net.latent, size // codec.factor, size // codec.factor
 
-    def __init__(self, adversarial: losses.Adversarial | None, **options: Any) -> None:
+
+def seen() -> tuple[Any, int]:
+    """What the judge in use sees in pictures (B, 3, 32, 32), (B, C, 8, 8) less its mean over scenes; and C."""
+    judge = metrics.shapes.judge("use").net.eval()
+    with torch.no_grad():
+        shared = judge.features(Scenes(0)(0, 512).images)[0].mean((0, 2, 3), keepdim=True)
+    return (lambda x: judge.features(x)[0] - shared), shared.shape[1]
+
+
+class _Loss(nn.Module):
+    """`losses.autoencoding` with two parts of its own, whose parameters are trained along: a judge and a likeness.
+
+    Args:
+        adversarial: the judge. aligned: channels of the latents, and the weight of their likeness to what is `seen`.
+        options: of `losses.autoencoding`.
+    """
+
+    def __init__(self, adversarial: losses.Adversarial | None, aligned: tuple[int, float], **options: Any) -> None:
         super().__init__()
         self.adversarial, self.options = adversarial, options
+        latent, self.scale = aligned
+        self.likeness = losses.Likeness(seen()[0], latent, seen()[1], hidden=128) if self.scale else None
 
     def forward(self, model: Any, batch: Any) -> Tensor:
-        return losses.autoencoding(model, batch, adversarial=self.adversarial, **self.options)
+        options = dict(self.options)
+        if (likeness := self.likeness) is not None:
+            options["aligned"] = lambda z, x: self.scale * likeness(z, x)
+        return losses.autoencoding(model, batch, adversarial=self.adversarial, **options)
 
 
 def train_autoencoder(
@@ -88,6 +111,8 @@ def train_autoencoder(
     kl: float = 1e-6,
     perceptual: float = 0.05,
     adversarial: float = 0.0,
+    aligned: float = 0.0,
+    perturb: float = 0.0,
     estimated: int = ESTIMATED,
     resume: bool = False,
     overwrite: bool = False,
@@ -98,19 +123,23 @@ def train_autoencoder(
     Args:
         out: the folder. size: of the pictures. latent, width, multipliers: of `nets.Autoencoder`.
         seed: of weights and scenes. steps, batch_size, lr, ema: as for `fit`.
-        kl, perceptual, adversarial: weights; the features are those of the judge in use, 0 leaves a term out.
+        kl, perceptual, adversarial, aligned: weights; the features are those of the judge in use, 0 leaves a term
+            out. Aligned latents need the judge's size, 32. perturb: see `losses.autoencoding`.
         estimated: pictures that the scale is estimated from.
         resume: go on from the newest checkpoint in `out`. overwrite: begin anew where there are some.
     """
     out = Path(out)
+    weights = {"kl": kl, "perceptual": perceptual, "adversarial": adversarial, "aligned": aligned, "perturb": perturb}
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         net = nets.Autoencoder(3, latent, width, multipliers)
         against = losses.Adversarial(3, weight=adversarial) if adversarial else None
-    judge = metrics.shapes.judge("use").net if perceptual else None
-    features = losses.Perceptual(judge, [judge.near, judge.cells], perceptual) if judge is not None else None
+        loss = _Loss(against, (latent, aligned), kl=kl, perturb=perturb)
+    if perceptual:
+        judge = metrics.shapes.judge("use").net
+        loss.options["perceptual"] = losses.Perceptual(judge, [judge.near, judge.cells], perceptual)
     done = fit(
-        _Loss(against, kl=kl, perceptual=features),
+        loss,
         Drawn(Scenes(seed, size), steps * batch_size),
         net,
         steps=steps,
@@ -122,15 +151,14 @@ def train_autoencoder(
         out=out,
         resume=resume,
         overwrite=overwrite,
-        settings={"recipe": "autoencoder", "kl": kl, "perceptual": perceptual, "adversarial": adversarial},
+        settings={"recipe": "autoencoder"} | weights,
         progress=progress,
     )
     codec = nets.LatentCodec.of(done.ema.eval(), Scenes(seed, size)(0, estimated).images, seed=seed)
     save_codec(codec, out / "codec")
     settings = {"seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema, "kl": kl}
-    settings |= {"size": size, "perceptual": perceptual, "adversarial": adversarial}
-    side = size // 2 ** (len(multipliers) - 1)
-    made = Run(out, "autoencoder", (latent, side, side), settings, round(done.seconds, 2))
+    settings |= {"size": size} | weights
+    made = Run(out, "autoencoder", shape_of(codec, size), settings, round(done.seconds, 2))
     made.write()
     write_json(out / "metrics.json", measured(codec, Scenes(FRESH, size)(0, estimated).images))
     return made
@@ -226,8 +254,7 @@ def train(
     save(done.ema, out / "model")
     settings = {"net": net, "seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema, "w": W}
     settings |= {"size": size, "dropout": dropout}
-    side = size // 2 ** (len(made.net.multipliers) - 1)
-    run = Run(out, "latents", (made.net.latent, side, side), settings, round(done.seconds, 2))
+    run = Run(out, "latents", shape_of(made, size), settings, round(done.seconds, 2))
     run.write()
     return run
 

@@ -24,7 +24,7 @@ from suffuse.guidance import guide
 from suffuse.nets.words import Words
 from suffuse.recipes import shapes
 from suffuse.recipes.control import base_of
-from suffuse.recipes.draw import sample_many
+from suffuse.recipes.draw import encoded, sample_many
 from suffuse.recipes.run import Run
 from suffuse.training import Fit, fit, save
 from suffuse.training.files import read_tensors, write_tensors
@@ -95,8 +95,8 @@ def train(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     out, (model, weights) = Path(out), base_of(base)
-    size = shapes.SHAPE[-1]
-    x, beside = (images, [None] * len(images)) if isinstance(images, Tensor) else pictures_in(images, size)
+    x, beside = (images, [None] * len(images)) if isinstance(images, Tensor) else pictures_in(images, shapes.SIDE)
+    x = encoded(model, x, seed)
     style = method == "style"
     told = [c or f"a {noun}" for c in (captions or beside)] if style else [t.format(token) for t in TEMPLATES]
     about = {
@@ -146,7 +146,7 @@ def train(
     whole = _kept(learns, out, method, token)
     save(whole, out / "model")
     settings = about | {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "w": w, "pictures": len(x)}
-    made = Run(out, "personalise", shapes.SHAPE, settings, round(done.seconds, 2))
+    made = Run(out, "personalise", model.shape or (), settings, round(done.seconds, 2))
     made.write()
     return made
 
@@ -195,11 +195,11 @@ def _rows(x: Tensor, told: list[str], prior: Tensor | None, style: bool) -> dict
 
 
 def _priors(model: Denoiser, prompts: list[str], n: int, w: float, seed: int, file: Path) -> Tensor:
-    """Pictures that the base itself draws of the class, prompt i % 3 for picture i; kept in `file`."""
+    """What the base itself samples of the class, prompt i % 3 for sample i; kept in `file`."""
     if file.exists() and len(kept := read_tensors(file)["x"]) == n:
         return kept
     spoken = model.given(text=[prompts[i % len(prompts)] for i in range(n)])
-    x = sample_many(guide(spoken, model, w), n, shapes.SHAPE, seed + 1_000_003, nfe=20).clamp(-1, 1)
+    x = sample_many(guide(spoken, model, w), n, model.shape or (), seed + 1_000_003, nfe=20)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(file, {"x": x})
     return x

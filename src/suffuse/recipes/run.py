@@ -63,7 +63,9 @@ class Run:
 
     def model(self) -> Denoiser:
         """The trained model, in eval mode."""
-        return load(self.path / "model")
+        model = load(self.path / "model")
+        model.shape = self.shape
+        return model
 
     @property
     def ships(self) -> bool:

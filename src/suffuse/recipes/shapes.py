@@ -1,6 +1,7 @@
 """Text to image on the shapes world: captions in, pictures out, and judged by what the caption says.
 
-A flow (velocity on the linear schedule) told words, trained on scenes that are drawn as they are asked for.
+A flow (velocity on the linear schedule) told words, in latents 8 x 8 x 8 that say what is in a picture; scenes are
+drawn as they are asked for. Rombach et al. 2022 (latents); Yao et al. 2025 and Yu et al. 2024 (what they say).
 """
 
 from __future__ import annotations
@@ -22,24 +23,33 @@ from suffuse.data.shapes import CHANGES, COLOURS, SHAPES, VOCABULARY, Match, Sce
 from suffuse.denoise import Denoiser, networks
 from suffuse.guidance import guide
 from suffuse.nets.conditions import Condition
-from suffuse.recipes.draw import draw, recipe_of, sample_many, stamp
+from suffuse.recipes import latents
+from suffuse.recipes.draw import decoded, draw, encoded, recipe_of, sample_many, stamp
 from suffuse.recipes.report import Page
 from suffuse.recipes.run import Run
 from suffuse.schedules import Linear
 from suffuse.training import Fit, alone, fit, save
+from suffuse.training.codecs import load_codec
 from suffuse.training.files import whole_folder, write_json, write_text
 
 __all__ = ["build", "evaluate", "pictures_of", "probe", "ship", "train"]
 
-SHAPE = (3, 32, 32)
-WORDS = 24
-"""The longest caption of the world has 23."""
+SIDE, WORDS = 32, 24
+"""Of the pictures; of captions, the longest of the world has 23."""
+CODEC: dict[str, Any] = {
+    "size": SIDE,
+    "multipliers": (1, 2, 4),
+    "batch_size": 32,
+    "lr": 1.5e-3,
+    "kl": 3e-3,
+    "aligned": 0.1,
+    "perturb": 0.3,
+}
+"""Of the autoencoder, see `latents.train_autoencoder`."""
 STEPS: dict[str, int] = {"dit": 16_000, "unet": 12_000}
 BATCH, LR, LR_MATRICES, EMA, DROPOUT = 64, 1.5e-3, 5e-3, 0.999, 0.1
-NOISIER = 0.7
+NOISIER = 0.4
 """Mean of logit(t): flat regions keep their colour far into the noise, and only there a caption tells anything new."""
-READ = 0.02
-"""Weight of what the judge in use does not read in D(x_t): squared error alone learns ragged shapes."""
 ALIGNED = {"dit": ("blocks.2", 192), "unet": ("middle.0", 192)}
 """The module that learns to say what the judge in use sees in each of its 8 x 8 cells, and its channels."""
 W, EVALUATIONS, ASKED = 2.0, 20, 2000
@@ -66,17 +76,19 @@ MEANING = {
 }
 
 
-def build(net: str = "dit") -> Denoiser:
+def build(net: str = "dit", latent: int = 8) -> Denoiser:
     """The untrained model, which predicts the velocity and may be told a text: "dit" or "unet".
 
+    Args:
+        net: which. latent: channels of the latents.
     Raises:
         ValueError: another name.
     """
     told: dict[str, Condition] = {"text": nets.Words(VOCABULARY, 192, layers=2)}
     if net == "dit":
-        return Denoiser(nets.DiT(3, 4, 192, 6, 3, conditions=told), Linear(), predicts="velocity")
+        return Denoiser(nets.DiT(latent, 1, 192, 6, 3, conditions=told), Linear(), predicts="velocity")
     if net == "unet":
-        made = nets.UNet(3, width=64, multipliers=(1, 2, 3), blocks=1, attention=(1, 2), conditions=told)
+        made = nets.UNet(latent, width=96, multipliers=(1, 1), blocks=2, attention=(0, 1), conditions=told)
         return Denoiser(made, Linear(), predicts="velocity")
     raise ValueError(f"net must be 'dit' or 'unet', got {net!r}")
 
@@ -85,6 +97,7 @@ def train(
     out: str | Path,
     *,
     net: str = "dit",
+    codec: str | Path | None = None,
     seed: int = 0,
     steps: int | None = None,
     batch_size: int = BATCH,
@@ -100,16 +113,24 @@ def train(
     """Train on scenes of the world with its kept-out combinations left out, and write a run folder.
 
     Args:
-        out: the folder. net: "dit" or "unet". seed: of weights, scenes and noise.
+        out: the folder. net: "dit" or "unet".
+        codec: the run of `latents.train_autoencoder`; None trains one first, in out/autoencoder.
+        seed: of weights, scenes and noise.
         steps, batch_size, lr, ema, compile: as for `fit`. dropout: how often the caption is withheld.
         watch_every: steps between looks at the model, see `probe`; 0 is never.
         resume: go on from the newest checkpoint in `out`. overwrite: begin anew where there are some.
     """
     out, steps = Path(out), steps or STEPS[net]
+    source = out / "autoencoder" if codec is None else Path(codec)
+    if codec is None and (overwrite or not (source / "run.json").exists()):
+        how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "progress": progress}
+        latents.train_autoencoder(source, seed=seed, **CODEC, **how)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        model = build(net)
-        loss = _Loss(seed, dropout, model.conditions["text"], ALIGNED[net])
+        made = load_codec(source / "codec")
+        model = build(net, made.net.latent)
+        model.codec = made
+        loss = _Loss(seed + 1, dropout, model, ALIGNED[net])
 
     done: Fit = fit(
         loss,
@@ -132,8 +153,8 @@ def train(
             "net": net,
             "dropout": dropout,
             "noisier": NOISIER,
-            "read": READ,
             "aligned": list(ALIGNED[net]),
+            "scale": made.scale,
         },
         compile=compile,
         watch=partial(probe, text=model.conditions["text"]) if watch_every else None,
@@ -141,40 +162,41 @@ def train(
         log_every=50,
         progress=progress,
     )
+    done.ema.codec = made
     save(done.ema, out / "model")
     settings = {"net": net, "seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema, "w": W}
-    made = Run(out, "shapes", SHAPE, settings | {"dropout": dropout}, round(done.seconds, 2))
-    made.write()
-    return made
+    shape = latents.shape_of(made, SIDE)
+    finished = Run(out, "shapes", shape, settings | {"dropout": dropout}, round(done.seconds, 2))
+    finished.write()
+    return finished
 
 
 class _Loss(nn.Module):
-    """Draw the scenes asked for, and denoise them told their captions so that the judge in use reads them.
+    """Draw the scenes asked for, and denoise their latents told their captions.
 
-    The judge helps twice: hidden tokens are aligned to what it sees in the scene, and D(x_t) is charged with what it
-    cannot read there.
+    Hidden tokens are aligned to what the judge in use sees in the scene.
 
     Args:
-        seed: of the scenes. dropout: how often the caption is withheld. text: how it is told.
+        seed: of the scenes. dropout: how often the caption is withheld. model: with its codec and text.
         aligned: path of the aligned module, and its channels.
     """
 
-    def __init__(self, seed: int, dropout: float, text: nets.Words, aligned: tuple[str, int]) -> None:
+    def __init__(self, seed: int, dropout: float, model: Denoiser, aligned: tuple[str, int]) -> None:
         super().__init__()
-        self.scenes, self.text = Scenes(seed), text
-        judge = metrics.shapes.judge("use").net.eval()
-        with torch.no_grad():
-            shared = judge.features(Scenes(0)(0, 512).images)[0].mean((0, 2, 3), keepdim=True)
+        self.scenes, self.seed = Scenes(seed), seed
+        sees, features = latents.seen()
         loss = partial(losses.denoising, times=partial(losses.logit_normal, mean=NOISIER), dropout=dropout)
-        self.aligned = losses.Alignment(loss, lambda x: judge.features(x)[0] - shared, *aligned, shared.shape[1])
-        # In a tuple, out of the reach of parameters(): the judge is not trained.
-        self._judge = (judge,)
+        self.aligned = losses.Alignment(loss, sees, *aligned, features)
+        assert model.codec is not None
+        # In a tuple, out of the reach of parameters(): the codec is not trained.
+        self._codec = (model.codec, model.conditions["text"])
 
     def forward(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """(B,) losses of the scenes numbered batch["item"]."""
-        drawn = self.scenes[batch["item"]]
-        batch = {"x": drawn.images, "text": self.text.ids(drawn.captions, length=WORDS)}
-        return self.aligned(model, batch, perceptual=lambda _x0, x: READ * self._judge[0].loss(x, drawn.attributes))
+        drawn, (codec, text) = self.scenes[batch["item"]], self._codec
+        with torch.no_grad():
+            z = codec.encode(drawn.images, int(batch["item"][0]))
+        return self.aligned(model, {"x": z, "text": text.ids(drawn.captions, length=WORDS)}, of=drawn.images)
 
 
 def evaluate(made: Run, out: Path, *, n: int = ASKED, nfe: int = EVALUATIONS, w: float = W, seed: int = 1) -> Any:
@@ -198,7 +220,8 @@ def evaluate(made: Run, out: Path, *, n: int = ASKED, nfe: int = EVALUATIONS, w:
         asked = captions(n, seed, held_out=held)
         spoken = model.given(text=text.ids(asked, length=WORDS))
         denoiser = guide(spoken, model, w) if guided else spoken
-        drawn[name] = asked, sample_many(denoiser, n, SHAPE, seed, progress=name, nfe=nfe).clamp(-1, 1)
+        z = sample_many(denoiser, n, made.shape, seed, progress=name, nfe=nfe)
+        drawn[name] = asked, decoded(model, z)
     result["pictures_per_second"] = round(len(ASKS) * n / (time.monotonic() - began), 1)
     alone()
     real = Scenes(seed, counts=(0.0, 1.0), held_out=True, identical=0.0, full=True)(0, n)
@@ -289,7 +312,8 @@ def probe(model: Denoiser, *, text: nets.Words, n: int = 192, nfe: int = 10, see
         shares met: match (all that is said), shape, colour, relation.
     """
     scenes = Scenes(seed, counts=(0.0, 1.0), identical=0.0, full=True)(0, 2 * n)
-    x0, eps = scenes.images, torch.randn_like(scenes.images)
+    x0 = encoded(model, scenes.images, seed)
+    eps = torch.randn_like(x0)
     t = losses.logit_normal(len(x0), x0.device)
 
     def loss(told: list[str]) -> Tensor:
@@ -308,7 +332,7 @@ def probe(model: Denoiser, *, text: nets.Words, n: int = 192, nfe: int = 10, see
         found[f"bind_{name}"] = (loss(told) - true)[wrong].mean().item()
     asked = captions(n, seed, held_out=True)
     spoken = model.given(text=text.ids(asked, length=WORDS))
-    x = sample_many(guide(spoken, model, W), n, SHAPE, seed, nfe=nfe).clamp(-1, 1)
+    x = decoded(model, sample_many(guide(spoken, model, W), n, tuple(x0.shape[1:]), seed, nfe=nfe))
     report = metrics.shapes.judge("use").report(asked, x)
     return found | {name: round(report[name].value, 4) for name in PROBED}
 
