@@ -1,10 +1,13 @@
 """`suffuse restore` and `fill`: what is known stays as it is, and what was asked is what was measured."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from suffuse import cli, nets, operators, pictures
 from suffuse.denoise import Denoiser
+from suffuse.random import noise
 from suffuse.recipes import restore
 from suffuse.recipes.run import Run
 from suffuse.schedules import Linear
@@ -182,3 +185,54 @@ def test_misuse_is_one_sentence_and_exit_code_2(name, run, image, tmp_path, caps
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and message in said and "Traceback" not in said, said
     assert not (tmp_path / "out.png").exists()
+
+
+class Folds:
+    """A codec that loses nothing: a latent is 2 x 2 pixels."""
+
+    scale, factor, net = 1.0, 2, SimpleNamespace(channels=1)
+
+    def encode(self, x, seed):
+        return torch.nn.functional.pixel_unshuffle(x, 2)
+
+    def decode(self, z):
+        return torch.nn.functional.pixel_shuffle(z, 2)
+
+
+@pytest.fixture(scope="module")
+def latent():
+    """A model of latents (4, 4, 4) of pictures 8 x 8, untrained."""
+    net = nets.DiT(4, 1, 16, 1, 2)
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.manual_seed(0)
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return Denoiser(net.eval(), Linear(), predicts="velocity", codec=Folds(), shape=(4, 4, 4))
+
+
+@pytest.mark.parametrize("method", restore.FILLS)
+def test_a_model_of_latents_fills_what_is_hidden_without_having_seen_it(latent, method):
+    x, z = _picture(), noise((2, 4, 4, 4), 0)
+    A = operators.Mask.box((8, 8), (1, 2, 3, 3))
+    with torch.no_grad():
+        made = restore.filled(latent, A, x, z, method=method, nfe=10, seed=0)
+        other = restore.filled(latent, A, torch.where(A.known, x, 0.9), z, method=method, nfe=10, seed=0)
+    assert torch.equal(made[:, :, A.known], x[:, :, A.known].expand(2, -1, -1))
+    assert torch.equal(made, other), "what the hole held is not looked at"
+    assert (made[0] - made[1])[:, ~A.known].abs().max() > 1e-3 and not torch.equal(made, x.expand(2, -1, -1, -1))
+
+
+def test_a_mask_that_cuts_every_cell_is_refused(latent):
+    known = torch.ones(8, 8, dtype=torch.bool)
+    known[::2, ::2] = False
+    with pytest.raises(ValueError, match="hides a part of every cell of 2 x 2 pixels"):
+        restore.filled(latent, operators.Mask(known), _picture(), noise((1, 4, 4, 4), 0), method="ddnm", nfe=4, seed=0)
+
+
+@pytest.mark.parametrize("method", ["resample", "flowchef"])
+def test_a_model_of_latents_restores_what_its_decoder_can_make(latent, method):
+    """Measured without noise, decoded samples are what was measured."""
+    x, A = 0.8 * _picture(), operators.Downsample(2, (8, 8))
+    with torch.no_grad():
+        made = restore.restored(latent, A, A(x), noise((2, 4, 4, 4), 0), method=method, sigma=0.0, nfe=40, seed=0)
+    assert made.shape == (2, 1, 8, 8) and (A(made) - A(x)).abs().mean() < 0.1

@@ -23,24 +23,27 @@ class Restore:
     """what was done: identity, blur:SIGMA, motion:LENGTH,ANGLE, downsample:K, grey, random:KEEP, box:TOP,LEFT,HEIGHT,WIDTH, text:WORD, radon:ANGLES, fourier:KEEP, hdr:GAIN, quantise:LEVELS, phase:OVERSAMPLE; "downsample:2 @ blur:1" blurs first"""  # noqa: E501
     model: Path = Path("shapes")
     """a run's folder, or the name of a model that ships"""
-    method: Literal[
-        "pigdm",
-        "mmps",
-        "dps",
-        "mcg",
-        "ddnm",
-        "diffpir",
-        "flowchef",
-        "ddrm",
-        "ddnm_plus",
-        "repaint",
-        "daps",
-        "pnpdm",
-        "reddiff",
-        "flowdps",
-        "resample",
-    ] = "mmps"
-    """how; docs/inverse.md compares them"""
+    method: (
+        Literal[
+            "pigdm",
+            "mmps",
+            "dps",
+            "mcg",
+            "ddnm",
+            "diffpir",
+            "flowchef",
+            "ddrm",
+            "ddnm_plus",
+            "repaint",
+            "daps",
+            "pnpdm",
+            "reddiff",
+            "flowdps",
+            "resample",
+        ]
+        | None
+    ) = None
+    """how; docs/inverse.md compares them. By default mmps, and resample for a model of latents"""
     sigma: float = 0.05
     """standard deviation of the measurement's noise; pictures run from -1 to 1"""
     measured: bool = False
@@ -68,7 +71,8 @@ class Restore:
 
         options = {k: v for k, v in vars(self).items() if k not in ("image", "model", "out")}
         found = restore(self.model, self.image, self.out, **options)
-        say(f"{self.out}: {'' if self.measured else 'before, '}measurement and {self.n} samples by {self.method}")
+        how = f" by {self.method}" if self.method else ""
+        say(f"{self.out}: {'' if self.measured else 'before, '}measurement and {self.n} samples{how}")
         for name, title in (("psnr_measured", "PSNR, least squares"), ("psnr", "PSNR, samples")):
             if name in found:
                 say(f"{title:>30}  {found[name]:.2f} dB")

@@ -106,11 +106,11 @@ def encoded(model: Any, x: Tensor, seed: int = 0) -> Tensor:
         return torch.cat([model.codec.encode(part, seed + i) for i, part in enumerate(x.split(64))])
 
 
-def picture_shape(model: Any) -> tuple[int, int]:
-    """Channels and side of the pictures of a model, decoded where it makes latents."""
+def picture_shape(model: Any, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Channels and side of the pictures that a model's samples (*shape) are, or are the latents of."""
     if model.codec is None:
-        return model.shape[0], model.shape[-1]
-    return model.codec.net.channels, model.codec.factor * model.shape[-1]
+        return shape[0], shape[-1]
+    return model.codec.net.channels, model.codec.factor * shape[-1]
 
 
 def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:

@@ -84,7 +84,7 @@ def edit(run: str | Path, image: Path, out: Path, **how: Any) -> None:
     """
     made = Run.open(run)
     model = made.model()
-    channels, side = picture_shape(model)
+    channels, side = picture_shape(model, made.shape)
     pixels, odd = picture(image.read_bytes(), side, channels=channels)
     if pixels is None:
         raise ValueError(f"{image} is not a picture that can be read: {', '.join(odd)}")

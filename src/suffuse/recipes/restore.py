@@ -13,7 +13,7 @@ from suffuse import grids, inverse, joint, operators, pictures, samplers
 from suffuse.data.decode import picture
 from suffuse.operators import Crops, GaussianNoise, LinearOperator, Mask, Operator
 from suffuse.random import noise
-from suffuse.recipes.draw import stamp, told
+from suffuse.recipes.draw import decoded, encoded, picture_shape, stamp, told
 from suffuse.recipes.run import Run
 from suffuse.samplers import sample
 
@@ -102,7 +102,9 @@ METHODS: dict[str, Method] = {
     "flowdps": lambda m, A, y, z, sigma, nfe, seed: inverse.flowdps(m, A, y, z, steps=nfe, seed=seed),
     "resample": lambda m, A, y, z, sigma, nfe, seed: inverse.resample(m, A, y, z, sigma, steps=nfe, seed=seed),
 }
-"""(model, A, y, noise, sigma, evaluations, seed) -> pictures, with the options that docs/inverse.md measured."""
+"""(model, A, y, noise, sigma, evaluations, seed) -> samples, with the options that docs/inverse.md measured."""
+DEFAULT = {False: "mmps", True: "resample"}
+"""The method, of a model of pictures and of one of latents: through a decoder no operator is linear."""
 
 
 def restored(
@@ -111,14 +113,15 @@ def restored(
     """Pictures that explain y and that the model finds likely, in [-1, 1].
 
     Args:
-        model: the prior, of pictures of z's shape. A, y: the measurement. z: noise (B, C, H, W).
+        model: the prior. A, y: the measurement of pictures. z: noise (B, C, H, W), of the pictures or their latents.
         method: one of `METHODS`. sigma: standard deviation of the measurement's noise. nfe: evaluations.
     Raises:
         ValueError: an unknown method; what the method raises.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: one of {', '.join(METHODS)}")
-    return METHODS[method](model, A, y, z, sigma, nfe, seed).clamp(-1, 1)
+    A = A if model.codec is None else A @ operators.Decode(model.codec)
+    return decoded(model, METHODS[method](model, A, y, z, sigma, nfe, seed))
 
 
 FILLS = ("repaint", "ddnm", "blended")
@@ -127,14 +130,20 @@ FILLS = ("repaint", "ddnm", "blended")
 def filled(model: Any, A: Mask, y: Tensor, z: Tensor, *, method: str, nfe: int, seed: int) -> Tensor:
     """Pictures in [-1, 1] that are y, to the last bit, where the mask is true.
 
+    In latents what is known is the latents of whole cells, of a picture whose hole is painted over with its
+    surroundings; what was known of the rest is put back in the end.
+
     Args:
-        model: the prior, guided to what the hole shall show. A, y: what is known. z: noise (B, C, H, W).
-        method: one of `FILLS`. nfe: evaluations.
+        model: the prior, guided to what the hole shall show. A, y: what is known.
+        z: noise (B, C, H, W), of the pictures or their latents. method: one of `FILLS`. nfe: evaluations.
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown method; a mask that leaves no cell of the latents whole.
     """
     if method not in FILLS:
         raise ValueError(f"unknown method {method!r}: one of {', '.join(FILLS)}")
+    pictures_, known = y, A
+    if model.codec is not None:
+        A, y = _in_latents(model, A, y, seed)
     if method == "ddnm":  # with time travel, or the two parts do not match
         grid = grids.time_travel(grids.flow(model.schedule, max(nfe // 3, 1)), jump=1, repeats=3)
         x = sample(inverse.ddnm(model, A, y), z, sampler=samplers.ddpm.rising(), grid=grid, seed=seed)
@@ -142,7 +151,20 @@ def filled(model: Any, A: Mask, y: Tensor, z: Tensor, *, method: str, nfe: int, 
         x = inverse.repaint(model, A, y, z, steps=max(nfe // 5, 1), repeats=5, seed=seed)
     else:
         x = inverse.blended(model, A, y, z, steps=nfe, seed=seed)
-    return torch.where(A._m(x), y.to(x), x.clamp(-1, 1))
+    x = decoded(model, x)
+    return torch.where(known._m(x), pictures_.to(x), x)
+
+
+def _in_latents(model: Any, A: Mask, y: Tensor, seed: int) -> tuple[Mask, Tensor]:
+    """The cells of which no pixel is hidden, and the latents there."""
+    f = model.codec.factor
+    whole = A.known.unflatten(0, (-1, f)).unflatten(2, (-1, f)).all(3).all(1)
+    if not bool(whole.any()):
+        raise ValueError(f"the mask hides a part of every cell of {f} x {f} pixels, which are one latent each")
+    blur, seen = operators.GaussianBlur(f), A.known.to(y).expand(1, 1, -1, -1)
+    around = blur(y * seen) / blur(seen).clamp(min=1e-3)
+    latent = Mask(whole)
+    return latent, latent(encoded(model, torch.where(A.known, y, around), seed))
 
 
 def seams(x: Tensor, known: Tensor) -> Tensor:
@@ -178,10 +200,11 @@ def _read(path: Path, side: int, channels: int) -> Tensor:
 
 
 def _opened(run: str | Path) -> tuple[Run, int, int]:
+    """A run, and channels and side of its pictures."""
     made = Run.open(run)
     if len(made.shape) != 3 or made.shape[1] != made.shape[2]:
         raise ValueError(f"{made.path} makes data of shape {made.shape}, not square pictures (C, H, H)")
-    return made, made.shape[0], made.shape[1]
+    return made, *picture_shape(made.model(), made.shape)
 
 
 def _prior(made: Run, size: int, label: int | None, prompt: str | None, w: float | None) -> tuple[Any, dict[str, Any]]:
@@ -189,12 +212,21 @@ def _prior(made: Run, size: int, label: int | None, prompt: str | None, w: float
     recipe: dict[str, Any] = {"n": 1, "any_words": False, "w": w}
     recipe |= {"label": [] if label is None else [label], "prompt": [] if prompt is None else [prompt]}
     model, recipe["w"] = told(made, 1, recipe["label"], recipe["prompt"], w)
-    side = made.shape[-1]
-    if size == side:
+    side, (_, pixels) = made.shape[-1], picture_shape(model, made.shape)
+    if size == pixels:
         return model, recipe
-    if size < side:
-        raise ValueError(f"the model makes pictures of {side} x {side}, a canvas is at least that, got {size}")
-    return joint.average(model, Crops(side, side // 2, (size, size)), chunk=64), recipe
+    if size < pixels:
+        raise ValueError(f"the model makes pictures of {pixels} x {pixels}, a canvas is at least that, got {size}")
+    if size * side % pixels:
+        raise ValueError(f"a latent is {pixels // side} x {pixels // side} pixels, a canvas some of them, got {size}")
+    across = size * side // pixels
+    return joint.average(model, Crops(side, side // 2, (across, across)), chunk=64), recipe
+
+
+def _noise(model: Any, made: Run, n: int, size: int, seed: int) -> Tensor:
+    """(n, C, H, H) of what the model denoises, for pictures of this size."""
+    across = size if model.codec is None else size // model.codec.factor
+    return noise((n, made.shape[0], across, across), seed)
 
 
 def restore(
@@ -203,7 +235,7 @@ def restore(
     out: Path,
     *,
     operator: str,
-    method: str = "mmps",
+    method: str | None = None,
     sigma: float = 0.05,
     measured: bool = False,
     size: int | None = None,
@@ -219,7 +251,8 @@ def restore(
     Args:
         run: a run's folder, or the name of a model that ships. image: any picture; its middle square is scaled to the
             size. out: the PNG to write; the first sample alone goes to NAME.after.png beside it.
-        operator: as for `operator`. method: of `METHODS`. sigma: standard deviation of the measurement's noise.
+        operator: as for `operator`. method: of `METHODS`, None is that of `DEFAULT`.
+        sigma: standard deviation of the measurement's noise.
         measured: the picture is a measurement already; otherwise it is measured here, noise included.
         size: side of the picture, by default the model's own; a larger one is restored in overlapping windows.
         label, prompt, w: what it shows, of a model that may be told, and guidance. n: samples. nfe: evaluations each.
@@ -236,7 +269,7 @@ def restore(
     if n < 1 or nfe < 1:
         raise ValueError(f"n and nfe must be at least 1, got {n} and {nfe}")
     model, recipe = _prior(made, size, label, prompt, w)
-    before = None
+    method, before = method or DEFAULT[model.codec is not None], None
     if measured:
         like = A(torch.zeros(1, *shape))
         if like.ndim != 4 or like.shape[2] != like.shape[3] or like.shape[1] not in (1, 3):
@@ -246,7 +279,7 @@ def restore(
         before = _read(image, size, channels)
         y = GaussianNoise(sigma)(A(before), seed=seed)
         y = A(y) if isinstance(A, Mask) else y  # what is hidden has no noise either
-    after = restored(model, A, y, noise((n, *shape), seed), method=method, sigma=sigma, nfe=nfe, seed=seed)
+    after = restored(model, A, y, _noise(model, made, n, size, seed), method=method, sigma=sigma, nfe=nfe, seed=seed)
     about = {"made by": "suffuse restore", "image": str(image), "run": str(made.path), "operator": operator}
     about |= {"method": method, "sigma": sigma, "measured": measured, "size": size, "nfe": nfe, "seed": seed, "n": n}
     about |= {k: recipe[k] for k in ("label", "prompt", "w")} | stamp(made)
@@ -317,7 +350,7 @@ def fill(
         raise ValueError(f"the mask hides {hidden} of {A.known.numel()} pixels: white is painted, black stays")
     model, recipe = _prior(made, size, label, prompt, w)
     y = A(before)
-    after = filled(model, A, y, noise((n, channels, size, size), seed), method=method, nfe=nfe, seed=seed)
+    after = filled(model, A, y, _noise(model, made, n, size, seed), method=method, nfe=nfe, seed=seed)
     about = {"made by": "suffuse fill", "image": str(image), "run": str(made.path), "method": method, "nfe": nfe}
     about |= {"mask": str(mask) if mask else None, "box": list(box), "grow": grow, "seed": seed, "n": n}
     about |= {k: recipe[k] for k in ("label", "prompt", "w")} | stamp(made)
