@@ -188,12 +188,12 @@ def test_misuse_is_one_sentence_and_exit_code_2(name, run, image, tmp_path, caps
 
 
 class Folds:
-    """A codec that loses nothing: a latent is 2 x 2 pixels."""
+    """A latent is 2 x 2 pixels, and as wide encoders do it tells of all others too."""
 
     scale, factor, net = 1.0, 2, SimpleNamespace(channels=1)
 
     def encode(self, x, seed):
-        return torch.nn.functional.pixel_unshuffle(x, 2)
+        return torch.nn.functional.pixel_unshuffle(x + x.mean((1, 2, 3), keepdim=True), 2)
 
     def decode(self, z):
         return torch.nn.functional.pixel_shuffle(z, 2)
@@ -229,10 +229,9 @@ def test_a_mask_that_cuts_every_cell_is_refused(latent):
         restore.filled(latent, operators.Mask(known), _picture(), noise((1, 4, 4, 4), 0), method="ddnm", nfe=4, seed=0)
 
 
-@pytest.mark.parametrize("method", ["resample", "flowchef"])
-def test_a_model_of_latents_restores_what_its_decoder_can_make(latent, method):
+def test_a_model_of_latents_restores_what_its_decoder_can_make(latent):
     """Measured without noise, decoded samples are what was measured."""
     x, A = 0.8 * _picture(), operators.Downsample(2, (8, 8))
     with torch.no_grad():
-        made = restore.restored(latent, A, A(x), noise((2, 4, 4, 4), 0), method=method, sigma=0.0, nfe=40, seed=0)
+        made = restore.restored(latent, A, A(x), noise((2, 4, 4, 4), 0), method="resample", sigma=0.0, nfe=40, seed=0)
     assert made.shape == (2, 1, 8, 8) and (A(made) - A(x)).abs().mean() < 0.1
