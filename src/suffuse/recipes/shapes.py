@@ -50,7 +50,7 @@ STEPS: dict[str, int] = {"dit": 16_000, "unet": 12_000}
 BATCH, LR, LR_MATRICES, EMA, DROPOUT = 64, 1.5e-3, 5e-3, 0.999, 0.1
 NOISIER = 0.4
 """Mean of logit(t): flat regions keep their colour far into the noise, and only there a caption tells anything new."""
-ALIGNED = {"dit": ("blocks.2", 192), "unet": ("middle.0", 192)}
+ALIGNED = {"dit": ("blocks.2", 192), "unet": ("up.2", 96)}
 """The module that learns to say what the judge in use sees in each of its 8 x 8 cells, and its channels."""
 W, EVALUATIONS, ASKED = 2.0, 20, 2000
 ASKS = {
@@ -88,7 +88,7 @@ def build(net: str = "dit", latent: int = 8) -> Denoiser:
     if net == "dit":
         return Denoiser(nets.DiT(latent, 1, 192, 6, 3, conditions=told), Linear(), predicts="velocity")
     if net == "unet":
-        made = nets.UNet(latent, width=96, multipliers=(1, 1), blocks=2, attention=(0, 1), conditions=told)
+        made = nets.UNet(latent, width=96, multipliers=(1, 1), blocks=1, attention=(0, 1), conditions=told)
         return Denoiser(made, Linear(), predicts="velocity")
     raise ValueError(f"net must be 'dit' or 'unet', got {net!r}")
 
