@@ -66,6 +66,18 @@ def test_latents_keep_their_captions_and_the_model_its_codec(codec_run, tmp_path
     assert x.shape == (2, 3, 32, 32) and x.abs().max() <= 1
 
 
+@pytest.mark.slow
+def test_a_decoder_learns_on_beside_an_encoder_that_stays(codec_run, tmp_path):
+    how = {"size": 32, "batch_size": 8, "estimated": 64, "perceptual": 0.0, "ema": 0.9}
+    made = latents.train_autoencoder(tmp_path / "on", encoder=codec_run.path, steps=30, lr=3e-3, **how, **QUIET)
+    before, after = (load_codec(p / "codec") for p in (codec_run.path, made.path))
+    x = Scenes(3, 32)(0, 64).images
+    z = before.encode(x, 0)
+    assert torch.equal(after.encode(x, 0), z), "models of these latents stay right"
+    worse, better = ((codec.decode(z) - x).abs().mean() for codec in (before, after))
+    assert better < 0.95 * worse
+
+
 def test_features_of_the_judge_in_use_have_a_say(tmp_path):
     how = {"size": 32, "latent": 2, "width": 4, "multipliers": (1, 1), "steps": 2, "batch_size": 2, "estimated": 2}
     with_, without = (latents.train_autoencoder(tmp_path / str(p), perceptual=p, **how, **QUIET) for p in (1.0, 0.0))

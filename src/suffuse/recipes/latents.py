@@ -114,6 +114,7 @@ def train_autoencoder(
     aligned: float = 0.0,
     perturb: float = 0.0,
     estimated: int = ESTIMATED,
+    encoder: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -126,13 +127,17 @@ def train_autoencoder(
         kl, perceptual, adversarial, aligned: weights; the features are those of the judge in use, 0 leaves a term
             out. Aligned latents need the judge's size, 32. perturb: see `losses.autoencoding`.
         estimated: pictures that the scale is estimated from.
+        encoder: a run of this whose encoder and scale stay as they are, so models of its latents stay right: its
+            decoder alone is trained on, as long as it takes, towards a larger `perturb` for example.
         resume: go on from the newest checkpoint in `out`. overwrite: begin anew where there are some.
     """
     out = Path(out)
     weights = {"kl": kl, "perceptual": perceptual, "adversarial": adversarial, "aligned": aligned, "perturb": perturb}
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        net = nets.Autoencoder(3, latent, width, multipliers)
+        kept = None if encoder is None else load_codec(Path(encoder) / "codec")
+        net = nets.Autoencoder(3, latent, width, multipliers) if kept is None else kept.net
+        net.decoder.requires_grad_()
         against = losses.Adversarial(3, weight=adversarial) if adversarial else None
         loss = _Loss(against, (latent, aligned), kl=kl, perturb=perturb)
     if perceptual:
@@ -151,10 +156,14 @@ def train_autoencoder(
         out=out,
         resume=resume,
         overwrite=overwrite,
-        settings={"recipe": "autoencoder"} | weights,
+        settings={"recipe": "autoencoder", "encoder": kept is not None} | weights,
         progress=progress,
     )
-    codec = nets.LatentCodec.of(done.ema.eval(), Scenes(seed, size)(0, estimated).images, seed=seed)
+    trained = done.ema.eval()
+    if kept is None:
+        codec = nets.LatentCodec.of(trained, Scenes(seed, size)(0, estimated).images, seed=seed)
+    else:
+        codec = nets.LatentCodec(trained, kept.scale, kept.shift)
     save_codec(codec, out / "codec")
     settings = {"seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema, "kl": kl}
     settings |= {"size": size} | weights
