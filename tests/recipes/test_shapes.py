@@ -11,6 +11,7 @@ from suffuse.data.shapes import COLOURS, SHAPES, Scenes, parse
 from suffuse.metrics import shapes as judges
 from suffuse.recipes import shapes
 from suffuse.recipes.run import Run
+from suffuse.training.files import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,8 @@ def test_what_ships_is_the_run_in_bf16(run, tmp_path):
     for (name, p), q in zip(a.net.named_parameters(), b.net.parameters(), strict=True):
         assert q.dtype == torch.bfloat16, name
         torch.testing.assert_close(p, q.float(), rtol=2**-8, atol=0)
+    kept = read_tensors(tmp_path / "shipped" / "model" / "codec" / "codec.safetensors")
+    assert {v.dtype for v in kept.values()} == {torch.bfloat16} and b.codec.scale == a.codec.scale
     assert shipped.settings == Run.open(copy).settings
     assert (tmp_path / "shipped" / "metrics.jsonl").read_text().count("\n") == 1
 

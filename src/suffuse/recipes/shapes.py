@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from suffuse import losses, metrics, nets, pictures
 from suffuse.data.shapes import CHANGES, COLOURS, SHAPES, VOCABULARY, Match, Scenes, captions, changed, held_out, parse
-from suffuse.denoise import Denoiser, networks
+from suffuse.denoise import Denoiser
 from suffuse.guidance import guide
 from suffuse.nets.conditions import Condition
 from suffuse.recipes import latents
@@ -339,9 +339,10 @@ def probe(model: Denoiser, *, text: nets.Words, n: int = 192, nfe: int = 10, see
 
 def ship(made: Run, folder: str | Path) -> None:
     """Write a run as the zoo keeps it: weights in bf16, how it was made, and the curve of what was looked at."""
-    model = made.model()
+    model: Any = made.model()
     lines = (made.path / "metrics.jsonl").read_text().splitlines()
-    networks(model)[0].bfloat16()
+    model.net.bfloat16()
+    model.codec.net.bfloat16()
     with whole_folder(Path(folder)) as work:
         save(model, work / "model")
         replace(made, path=work).write()
