@@ -162,7 +162,6 @@ def train(
         log_every=50,
         progress=progress,
     )
-    done.ema.codec = made
     save(done.ema, out / "model")
     settings = {"net": net, "seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema, "w": W}
     shape = latents.shape_of(made, SIDE)
