@@ -14,6 +14,8 @@ from suffuse.recipes import shapes
 from suffuse.recipes.run import Run
 from suffuse.training.files import read_tensors
 
+FOLD = torch.nn.PixelUnshuffle(4)
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -125,7 +127,10 @@ def test_the_evaluation_of_real_scenes_is_the_judges_ceiling_and_of_noise_is_not
 
 def test_the_probe_sees_binding_where_there_is_some():
     """A model that knows the picture of each true caption binds; one that is deaf does not."""
-    model = shapes.build(latent=3)  # without a codec pictures are their own latents
+    model = shapes.build()
+    model.codec = SimpleNamespace(
+        encode=lambda x, seed: FOLD(x)[:, :8], decode=lambda z: torch.zeros(len(z), 3, 32, 32)
+    )
     text = model.conditions["text"]
     found = shapes.probe(model, text=text, n=8, nfe=2)
     assert found["bind_colour"] == found["bind_order"] == found["bind_axis"] == 0, "a fresh network says 0 to all"
@@ -164,7 +169,7 @@ def test_scenes_are_drawn_anew_and_their_latents_are_denoised_told_their_caption
     loss = shapes._Loss(5, 0.0, model, ("net.blocks.2", 192))
     told = Denoiser(Asked(), model.schedule, predicts="velocity", condition=model.conditions)
     items = torch.tensor([40, 41, 7])
-    plain = SimpleNamespace(encode=lambda x, seed: 3 * torch.nn.functional.pixel_unshuffle(x, 4)[:, :8])
+    plain = SimpleNamespace(encode=lambda x, seed: 3 * FOLD(x)[:, :8])
     loss._codec = (plain, model.conditions["text"])
     torch.manual_seed(0)
     with torch.no_grad():
