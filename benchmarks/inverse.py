@@ -55,6 +55,7 @@ class Counted:
 
     def __init__(self, world: Any) -> None:
         self.world, self.schedule, self.nfe, self.vjps = world, world.schedule, 0, 0
+        self.codec = getattr(world, "codec", None)
 
     def __call__(self, x: Tensor, t: Any, *, to: Any = None) -> sf.Prediction:
         self.nfe += 1

@@ -28,9 +28,10 @@ from suffuse.data.shapes import COLOURS, SHAPES, Scenes, held_out, parse
 from suffuse.guidance import guide
 from suffuse.operators import GaussianNoise, LinearOperator, Mask
 from suffuse.recipes import restore, shapes
+from suffuse.recipes.control import base_of
+from suffuse.recipes.draw import encoded
 from suffuse.recipes.run import Run
 from suffuse.training import fit
-from suffuse.training.described import fill
 
 SIGMA = 0.05
 
@@ -52,15 +53,13 @@ def newest(run: Path) -> Any:
     """The model of a run: finished, or the averaged weights of its newest checkpoint (of the shapes recipe)."""
     if (run / "model").is_dir():
         return sf.load(run / "model"), "finished"
-    from safetensors.torch import load_file
+    model, step = base_of(run)
+    return model, f"unfinished, at step {int(step.split('-')[1]):,}"
 
-    folders = sorted((run / "checkpoints").glob("step-*"))
-    if not folders:
-        raise SystemExit(f"{run} holds neither a model nor checkpoints")
-    model, weights = shapes.build(), load_file(folders[-1] / "ema.safetensors")
-    fill(model.net, weights, folders[-1])
-    model.net.eval()
-    return model, f"unfinished, at step {int(folders[-1].name.split('-')[1]):,}"
+
+def start(model: Any, x: Tensor, first: int = 0) -> Tensor:
+    """Noise for pictures x: of their shape, or of their latents'."""
+    return sf.noise((len(x), *encoded(model, x[:1]).shape[1:]), seed=7, first=first)
 
 
 def looker(x: Tensor, label: Tensor) -> Any:
@@ -108,7 +107,7 @@ def scores(a: Tensor, b: Tensor, net: Any, features: str) -> tuple[float, float,
 def table(world: World, nfe: int, names: list[str], images: Path) -> str:
     """Every method on every problem, as Markdown; a picture of some of them."""
     x, rows, spent, strips = world.x, {}, {}, []
-    size, z = tuple(x.shape[-2:]), sf.noise(tuple(x.shape), seed=7)
+    size, z = tuple(x.shape[-2:]), start(world.model, x)
     for text in world.problems:
         A = restore.operator(text, size)  # type: ignore[arg-type]
         y = GaussianNoise(SIGMA)(A(x), seed=11)
@@ -171,9 +170,7 @@ def inpainted(model: Any, n: int, nfe: int, method: str) -> tuple[dict[str, Any]
     A = Mask.box((32, 32), HOLE)
     y = A(x)
     parts = [
-        restore.filled(
-            model, A, y[i : i + 64], sf.noise(tuple(y[i : i + 64].shape), 7, first=i), method=method, nfe=nfe, seed=i
-        )
+        restore.filled(model, A, y[i : i + 64], start(model, y[i : i + 64], i), method=method, nfe=nfe, seed=i)
         for i in range(0, n, 64)
     ]
     out = torch.cat(parts)
@@ -216,7 +213,7 @@ def filled_by_text(model: Any, n: int, nfe: int, method: str, w: float) -> tuple
     y, parts = A(x), []
     for i in range(0, n, 64):
         spoken = guide(model.given(text=text.ids(told[i : i + 64], length=shapes.WORDS)), model, w)
-        z = sf.noise(tuple(y[i : i + 64].shape), 7, first=i)
+        z = start(model, y[i : i + 64], i)
         parts.append(restore.filled(spoken, A, y[i : i + 64], z, method=method, nfe=nfe, seed=i))
     out, judge = torch.cat(parts), metrics.shapes.judge("held_out")
     assert torch.equal(A(out), y), "known pixels are as they were"

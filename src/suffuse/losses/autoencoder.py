@@ -44,8 +44,9 @@ def autoencoding(
         perceptual: (x, x') -> (B,), such as `Perceptual`. adversarial: judges x' and learns to.
         aligned: (z, x) -> (B,), taken off the loss, such as a weight times `Likeness`: latents that say what is in a
             picture are easier to generate (Yao et al. 2025, VA-VAE).
-        perturb: what is decoded has further noise, of a standard deviation |N(0, perturb^2)| drawn for each row: the
-            decoder learns to mend what a denoiser gets wrong (Zheng et al. 2025, RAE).
+        perturb: what is decoded has further noise, of a standard deviation |N(0, perturb^2)| drawn for each row, in
+            units of the latents as the encoder gives them: the decoder learns to mend what a denoiser gets wrong
+            (Zheng et al. 2025, RAE).
     Returns:
         (B,). Randomness is torch's own: `fit` seeds it by (seed, step).
     """

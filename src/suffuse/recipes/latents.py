@@ -87,7 +87,10 @@ class _Loss(nn.Module):
         super().__init__()
         self.adversarial, self.options = adversarial, options
         latent, self.scale = aligned
-        self.likeness = losses.Likeness(seen()[0], latent, seen()[1], hidden=128) if self.scale else None
+        self.likeness = None
+        if self.scale:
+            sees, features = seen()
+            self.likeness = losses.Likeness(sees, latent, features, hidden=128)
 
     def forward(self, model: Any, batch: Any) -> Tensor:
         options = dict(self.options)
