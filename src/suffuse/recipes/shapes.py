@@ -182,7 +182,7 @@ class _Loss(nn.Module):
 
     def __init__(self, seed: int, dropout: float, model: Denoiser, aligned: tuple[str, int]) -> None:
         super().__init__()
-        self.scenes, self.seed = Scenes(seed), seed
+        self.scenes = Scenes(seed)
         sees, features = latents.seen()
         loss = partial(losses.denoising, times=partial(losses.logit_normal, mean=NOISIER), dropout=dropout)
         self.aligned = losses.Alignment(loss, sees, *aligned, features)
