@@ -156,14 +156,21 @@ def _rule(recipe: dict[str, Any]) -> Any:
 
 
 def told(
-    made: Run, n: int, labels: Sequence[int], prompts: Sequence[str], w: float | None, *, any_words: bool = False
+    made: Run,
+    n: int,
+    labels: Sequence[int],
+    prompts: Sequence[str],
+    w: float | None,
+    *,
+    any_words: bool = False,
+    model: Any = None,
 ) -> tuple[Any, float]:
     """The model of a run told labels and prompts for n rows, in turn, and guided; and the scale.
 
     Args:
         w: guidance scale; None is the run's own if it is told anything, else 1, which is off. A student with guidance
             folded in is told it.
-        any_words: leave out words that the model does not know.
+        any_words: leave out words that the model does not know. model: the run's, where it is open already.
     Raises:
         ValueError: numbers of labels and prompts that differ; what the model is not told, or has no null for; a scale
             that a student did not learn.
@@ -172,7 +179,7 @@ def told(
 
     from suffuse import guide
 
-    model = made.model()
+    model = made.model() if model is None else model
     own = float(made.settings.get("w", 1.0))
     folded = made.recipe == "distil" and "w" not in model.conditions
     if folded and own != 1 and w not in (None, 1):

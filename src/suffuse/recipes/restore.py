@@ -199,19 +199,22 @@ def _read(path: Path, side: int, channels: int) -> Tensor:
     return torch.tensor(pixels).reshape(1, channels, side, side).float() / 127.5 - 1
 
 
-def _opened(run: str | Path) -> tuple[Run, int, int]:
-    """A run, and channels and side of its pictures."""
+def _opened(run: str | Path) -> tuple[Run, Any, int, int]:
+    """A run, its model, and channels and side of its pictures."""
     made = Run.open(run)
     if len(made.shape) != 3 or made.shape[1] != made.shape[2]:
         raise ValueError(f"{made.path} makes data of shape {made.shape}, not square pictures (C, H, H)")
-    return made, *picture_shape(made.model(), made.shape)
+    model = made.model()
+    return made, model, *picture_shape(model, made.shape)
 
 
-def _prior(made: Run, size: int, label: int | None, prompt: str | None, w: float | None) -> tuple[Any, dict[str, Any]]:
+def _prior(
+    made: Run, model: Any, size: int, label: int | None, prompt: str | None, w: float | None
+) -> tuple[Any, dict[str, Any]]:
     """The model told what to show, over windows where the picture is larger than what it makes."""
     recipe: dict[str, Any] = {"n": 1, "any_words": False, "w": w}
     recipe |= {"label": [] if label is None else [label], "prompt": [] if prompt is None else [prompt]}
-    model, recipe["w"] = told(made, 1, recipe["label"], recipe["prompt"], w)
+    model, recipe["w"] = told(made, 1, recipe["label"], recipe["prompt"], w, model=model)
     side, (_, pixels) = made.shape[-1], picture_shape(model, made.shape)
     if size == pixels:
         return model, recipe
@@ -262,13 +265,13 @@ def restore(
     Raises:
         ValueError: not a picture; an operator, method or size that does not fit.
     """
-    made, channels, side = _opened(run)
+    made, model, channels, side = _opened(run)
     size = side if size is None else size
     shape = (channels, size, size)
     A = globals()["operator"](operator, (size, size))
     if n < 1 or nfe < 1:
         raise ValueError(f"n and nfe must be at least 1, got {n} and {nfe}")
-    model, recipe = _prior(made, size, label, prompt, w)
+    model, recipe = _prior(made, model, size, label, prompt, w)
     method, before = method or DEFAULT[model.codec is not None], None
     if measured:
         like = A(torch.zeros(1, *shape))
@@ -330,7 +333,7 @@ def fill(
     Raises:
         ValueError: not a picture; a mask that hides nothing or all; none or several of mask, box and grow.
     """
-    made, channels, side = _opened(run)
+    made, model, channels, side = _opened(run)
     if (mask is not None) + bool(box) + bool(grow) != 1:
         raise ValueError("say what to paint: one of --mask, --box and --grow")
     if n < 1 or nfe < 1 or grow < 0:
@@ -348,7 +351,7 @@ def fill(
     hidden = int((~A.known).sum())
     if hidden in (0, A.known.numel()):
         raise ValueError(f"the mask hides {hidden} of {A.known.numel()} pixels: white is painted, black stays")
-    model, recipe = _prior(made, size, label, prompt, w)
+    model, recipe = _prior(made, model, size, label, prompt, w)
     y = A(before)
     after = filled(model, A, y, _noise(model, made, n, size, seed), method=method, nfe=nfe, seed=seed)
     about = {"made by": "suffuse fill", "image": str(image), "run": str(made.path), "method": method, "nfe": nfe}
