@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from suffuse.data import shapes
-from suffuse.data.shapes import Batch, Frieze, Scenes
+from suffuse.data.shapes import Batch, Frieze, Scenes, Spec
 
 SIZES = [32, 64]
 
@@ -30,7 +30,10 @@ def box(mask):
     return torch.stack((left, top, right, bottom), -1)
 
 
-@pytest.mark.parametrize("scenes", [Scenes(3), Scenes(3, 64), Scenes(3, held_out=True), Scenes(3, dotted=True)])
+@pytest.mark.parametrize(
+    "scenes",
+    [Scenes(3), Scenes(3, 64), Scenes(3, held_out=True), Scenes(3, dotted=True), Frieze(3), Frieze(3, 64, 100)],
+)
 def test_an_item_is_the_same_bits_in_any_batch(scenes):
     whole, picked = scenes(0, 97), torch.tensor([31, 5, 96, 50])
     for part, rows in ((scenes[picked], picked), (scenes(31, 1), [31]), (scenes(13, 40), range(13, 53))):
@@ -184,6 +187,12 @@ def test_training_never_sees_what_is_held_out(size):
     assert len(set(zip(b.shape[unseen].tolist(), b.colour[unseen].tolist(), strict=True))) == 13
     dotted = Scenes(0, size, dotted=True)(0, 500).attributes
     assert (dotted.fill != 1).all() and (dotted.fill == 2).float().mean() > 0.2
+    told = shapes.parse(Scenes(0, size)(0, 2000).captions)
+    assert not shapes.held_out(told.shape, told.colour).any() and told.fill.max() == 1
+    a = Frieze(0, size)(0, 2000).attributes
+    assert not shapes.held_out(a.shape, a.colour).any() and a.fill.max() == 1
+    shown = set(zip(a.shape[a.present].tolist(), a.colour[a.present].tolist(), strict=True))
+    assert len(shown) == 70 - 12, "all others but figures"
     assert all(not shapes.held_out(*_named(c)).any() for c in shapes.captions(200, 0, size=size))
     assert all(shapes.held_out(*_named(c)).any() for c in shapes.captions(200, 0, held_out=True, size=size))
 
@@ -299,6 +308,15 @@ def test_a_caption_that_cannot_be_read_says_where(caption, wanted):
     [
         (lambda: Scenes(size=48), "multiple of it, got 48"),
         (lambda: Scenes(counts=(0.5, 0.2)), "add to 1"),
+        (lambda: Scenes(counts=(float("nan"), 1.0)), r"add to 1, got \(nan, 1.0\)"),
+        (lambda: Scenes(identical=1.5), "identical must be a share from 0 to 1, got 1.5"),
+        (lambda: Scenes(identical=float("nan")), "from 0 to 1, got nan"),
+        (lambda: Scenes(0)(0, -1), "n must be at least 0, got -1"),
+        (lambda: shapes.captions(-2, 0), "n must be at least 0, got -2"),
+        (lambda: Frieze(0)(0, -1), "n must be at least 0, got -1"),
+        (lambda: Frieze(0).crop(torch.arange(4), torch.tensor([3])), "as many crops as friezes, got 1 and 4"),
+        (lambda: shapes.subject(0, 50), "32 or a multiple of it, got 50"),
+        (lambda: Spec.of(Frieze(0, width=200)(0, 1).attributes), "at most 3 objects, got 1. slots"),
         (lambda: Scenes(-1)(0, 1), "seed must be"),
         (lambda: Scenes(0)[torch.tensor([-1])], "numbers from 0"),
         (lambda: Scenes(0)[torch.tensor([0.5])], "int64"),

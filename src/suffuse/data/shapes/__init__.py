@@ -10,7 +10,6 @@ Kept from training, unless asked for: combinations whose shape and colour indice
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from suffuse.data.shapes.attributes import (
@@ -28,7 +27,7 @@ from suffuse.data.shapes.attributes import (
 from suffuse.data.shapes.caption import VOCABULARY, describe, parse, words
 from suffuse.data.shapes.outlines import JOINTS
 from suffuse.data.shapes.render import Batch
-from suffuse.data.shapes.scene import Draw, scene
+from suffuse.data.shapes.scene import Draw, numbered, scene
 from suffuse.data.shapes.spec import Match, Spec, match
 from suffuse.data.shapes.variants import SUBJECTS, Frieze, subject
 from suffuse.data.shapes.wrong import CHANGES, changed
@@ -77,7 +76,7 @@ class Scenes:
         identical: share of the scenes of several objects in which two are alike, for counting.
         full: captions always say every shape and colour, and the relation.
     Raises:
-        ValueError: size or counts out of range.
+        ValueError: size, counts or identical out of range; when asked, a seed or items out of range.
     """
 
     def __init__(
@@ -95,14 +94,16 @@ class Scenes:
             raise ValueError(f"size must be 32 or a multiple of it, got {size}")
         if counts is None:
             counts = (0.3, 0.7) if size == 32 else (0.2, 0.5, 0.3)
-        if not 1 <= len(counts) <= 3 or min(counts) < 0 or abs(sum(counts) - 1) > 1e-6:
+        if not 1 <= len(counts) <= 3 or min(counts) < 0 or not abs(sum(counts) - 1) <= 1e-6:
             raise ValueError(f"counts must be one to three probabilities that add to 1, got {counts}")
+        if not 0 <= identical <= 1:
+            raise ValueError(f"identical must be a share from 0 to 1, got {identical}")
         self.seed, self.size, self.counts, self.identical = seed, size, counts, identical
         self.held_out, self.dotted, self.full = held_out, dotted, full
 
     def __call__(self, first: int, n: int) -> Batch:
         """Items first to first + n - 1."""
-        return self[torch.arange(first, first + n)]
+        return self[numbered(first, n)]
 
     def __getitem__(self, index: Tensor) -> Batch:
         draw = Draw(self.seed, index, _SCENE)
@@ -125,7 +126,7 @@ def captions(
         held_out: every caption names at least one combination kept from training; else none does.
         size, first: as for `Scenes`.
     Raises:
-        ValueError: objects is not 1, 2 or 3.
+        ValueError: objects is not 1, 2 or 3; n is negative.
     """
     if objects not in (1, 2, 3):
         raise ValueError(f"objects must be 1, 2 or 3, got {objects}")

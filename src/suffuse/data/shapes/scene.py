@@ -13,10 +13,21 @@ from torch import Tensor
 from suffuse.data.shapes.attributes import COLOURS, DIAMETERS, FIGURE, SHAPES, Attributes, held_out, outlineable
 from suffuse.random import philox
 
-__all__ = ["Decor", "Draw", "combinations", "first_valid", "scene"]
+__all__ = ["Decor", "Draw", "combinations", "first_valid", "numbered", "scene"]
 
 _LOW = 0xFFFFFFFF
 _TRIES = 16
+
+
+def numbered(first: int, n: int) -> Tensor:
+    """(n,) numbers of items: first to first + n - 1.
+
+    Raises:
+        ValueError: n is negative.
+    """
+    if n < 0:
+        raise ValueError(f"n must be at least 0, got {n}")
+    return torch.arange(first, first + n)
 
 
 class Draw:

@@ -39,7 +39,13 @@ class Spec:
 
     @staticmethod
     def of(scenes: Attributes) -> Spec:
-        """All that is so in scenes of at most three objects: the caption that leaves nothing out."""
+        """All that is so in scenes of at most three objects: the caption that leaves nothing out.
+
+        Raises:
+            ValueError: scenes with room for more.
+        """
+        if (slots := scenes.shape.shape[1]) > MOST:
+            raise ValueError(f"a caption tells of at most {MOST} objects, got {slots} slots for them")
 
         def padded(value: Tensor) -> Tensor:
             return torch.nn.functional.pad(value, (0, MOST - value.shape[1]), value=-1)

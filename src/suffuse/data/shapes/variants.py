@@ -8,7 +8,7 @@ from torch import Tensor
 from suffuse.data.shapes.attributes import COLOURS, DIAMETERS, FIGURE, SHAPES, STYLES, Attributes, outlineable
 from suffuse.data.shapes.outlines import TEXTURES
 from suffuse.data.shapes.render import Batch
-from suffuse.data.shapes.scene import Decor, Draw, combinations, first_valid
+from suffuse.data.shapes.scene import Decor, Draw, combinations, first_valid, numbered
 
 __all__ = ["SUBJECTS", "Frieze", "subject"]
 
@@ -34,7 +34,7 @@ class Frieze:
 
     def __call__(self, first: int, n: int) -> Batch:
         """Items first to first + n - 1."""
-        return self[torch.arange(first, first + n)]
+        return self[numbered(first, n)]
 
     def __getitem__(self, index: Tensor) -> Batch:
         return self.crop(index, Draw(self.seed, index, _CROP).below(64 * self.size, 1)[:, 0])
@@ -43,6 +43,8 @@ class Frieze:
         """Of friezes `index` (B,) the parts that begin `start` (B,) whole pixels, at least 0, from their left ends."""
         step = 5 * self.size // 8
         end = _LIMIT * step - self.width
+        if start.shape != index.shape:
+            raise ValueError(f"there must be as many crops as friezes, got {start.numel()} and {index.numel()}")
         if bool((index >= 2**63 // _LIMIT).any()):
             raise ValueError(f"friezes are numbered 0 to 2^39 - 1, got {int(index.max())}")
         if start.is_floating_point() or bool(((start < 0) | (start > end)).any()):
@@ -111,8 +113,10 @@ def subject(number: int, size: int = 32) -> Batch:
     Args:
         number: 0 to 3, of `SUBJECTS`. size: of the square canvas in pixels, a multiple of 32.
     Raises:
-        ValueError: there is no such object.
+        ValueError: there is no such object, or the size is none of these.
     """
+    if size < 32 or size % 32:
+        raise ValueError(f"size must be 32 or a multiple of it, got {size}")
     if not 0 <= number < len(SUBJECTS):
         raise ValueError(f"a subject's number must be 0 to {len(SUBJECTS) - 1}, got {number}")
     shape, colour, texture = SUBJECTS[number]
