@@ -169,5 +169,17 @@ def test_misuse_is_named():
         metrics.shapes.judge("use").read(torch.zeros(2, 3, 28, 28))
     with pytest.raises(ValueError, match=r"1 captions .* 2 pictures"):
         metrics.shapes.judge("use").match(["a star"], torch.zeros(2, 3, 32, 32))
-    with pytest.raises(FileNotFoundError, match=r"no 'judge_strict'; it has judge_held_out, judge_use"):
+    with pytest.raises(ValueError, match=r"multiple of 32, got \(2, 3, 0, 0\)"):
+        metrics.shapes.judge("use").read(torch.zeros(2, 3, 0, 0))
+    with pytest.raises(TypeError, match=r"pictures is torch\.uint8: scale it"):
+        metrics.shapes.judge("use").read(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="pictures runs from 0 to 255: scale it"):
+        metrics.shapes.judge("use").read(torch.linspace(0, 255, 6144).view(2, 3, 32, 32))
+    broken = Scenes(SEED)(0, 3).images
+    broken[1, 0, 5, 5] = float("nan")
+    with pytest.raises(ValueError, match="pictures must be finite, 1 of 3 is not"):
+        metrics.shapes.judge("use").read(broken)
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        metrics.shapes.accuracy(metrics.shapes.judge("use"), Scenes(SEED), 0)
+    with pytest.raises(FileNotFoundError, match=r"no 'judge_strict'; it has .*judge_held_out, judge_use"):
         zoo.path("judge_strict")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from suffuse import zoo
 from suffuse.data.shapes import Attributes, Match, Scenes, Spec, match, parse
+from suffuse.denoise import check_range
 from suffuse.metrics.judge_nets import SIDE, ConvJudge, PatchJudge
 from suffuse.metrics.judge_rules import Rules, read_by_rules
 from suffuse.metrics.result import Measured, proportion
@@ -65,11 +66,14 @@ class Judge:
         Args:
             images: (B, 3, S, S) in [-1, 1], S a multiple of 32; larger ones are averaged to 32 x 32.
         Raises:
-            ValueError: another shape.
+            ValueError, TypeError: another shape, values that were not scaled, or that are not finite.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or images.shape[2] % SIDE:
+        scale, rest = divmod(images.shape[-1], SIDE)
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or rest or not scale:
             raise ValueError(f"a judge reads pictures (B, 3, S, S), S a multiple of 32, got {tuple(images.shape)}")
-        scale = images.shape[2] // SIDE
+        check_range(images, "pictures")
+        if broken := int((~images.isfinite().flatten(1).all(1)).sum()):
+            raise ValueError(f"pictures must be finite, {broken} of {len(images)} {'is' if broken == 1 else 'are'} not")
         with torch.no_grad():
             small = F.avg_pool2d(images.float().clamp(-1, 1), scale) if scale > 1 else images.float().clamp(-1, 1)
             parts = [self.net.read(part) for part in small.split(512)]
@@ -105,7 +109,13 @@ class Judge:
 
 
 def accuracy(judge: Judge, scenes: Scenes, n: int, *, first: int = 0) -> dict[str, Measured]:
-    """How often a judge reads real scenes right: "match" (everything about the scene), and each attribute."""
+    """How often a judge reads n real scenes right: "match" (everything about the scene), and each attribute.
+
+    Raises:
+        ValueError: n is below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
     batches = [scenes(i, min(512, first + n - i)) for i in range(first, first + n, 512)]
     told = [judge.match(Spec.of(batch.attributes), batch.images) for batch in batches]
     names = told[0].right
