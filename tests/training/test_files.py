@@ -10,8 +10,10 @@ from torch import nn
 from suffuse import Denoiser, load, noise, save, schedules
 from suffuse.nets import MLP, Autoencoder, DiT, Label, LatentCodec, Spatial, Tokens, UNet, Vector
 from suffuse.parameterize import Parameterization
+from suffuse.training import codecs
 from suffuse.training.checkpoint import model_hash
 from suffuse.training.files import ModelFileError, whole_folder
+from suffuse.training.parallel import Peers
 
 NETS = {
     "mlp": lambda: MLP(4, width=16, depth=2, conditions={"label": Label(3), "size": Vector(2)}),
@@ -56,6 +58,25 @@ def test_the_codec_of_a_model_of_latents_comes_back_with_it(tmp_path):
     model.codec = None
     save(model, tmp_path / "m")
     assert load(tmp_path / "m").codec is None
+
+
+def test_of_several_processes_the_first_writes_a_codec_and_the_others_wait(tmp_path, monkeypatch):
+    codec, waited = LatentCodec(Autoencoder(1, 2, 8, (1, 2)), 0.7, -0.2), []
+    monkeypatch.setattr(Peers, "word", lambda self, value: waited.append(self.index))
+    for index in (1, 0):
+        monkeypatch.setattr(codecs, "peers", lambda index=index: Peers(index, 2))
+        codecs.save_codec(codec, tmp_path / "codec")
+        assert (tmp_path / "codec").exists() == (index == 0)
+    assert waited == [1, 0]
+
+
+def test_a_codec_that_does_not_say_its_scale_is_named(tmp_path):
+    codecs.save_codec(LatentCodec(Autoencoder(1, 2, 8, (1, 2)), 0.7, -0.2), tmp_path / "codec")
+    about = json.loads((tmp_path / "codec" / "codec.json").read_text())
+    del about["scale"], about["net"]
+    (tmp_path / "codec" / "codec.json").write_text(json.dumps(about))
+    with pytest.raises(ModelFileError, match=r"codec\.json does not say net, scale"):
+        codecs.load_codec(tmp_path / "codec")
 
 
 def test_a_learned_variance_comes_back(tmp_path):
