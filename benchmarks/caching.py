@@ -19,6 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import suffuse as sf
+from suffuse import pictures
 from suffuse.recipes import digits
 
 FINE, REPEATS, W = 300, 3, 2.0
@@ -110,7 +111,7 @@ def picture(results: dict[str, list[dict]], path: str, about: str) -> None:
     figure.axes[0].set_ylabel("error to the fine run (RMSE)")
     figure.axes[0].legend(fontsize=8)
     figure.suptitle(about, fontsize=9)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pictures.save_figure(figure, path)
 
 
 def main() -> None:

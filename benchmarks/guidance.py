@@ -24,7 +24,7 @@ from torch import Tensor
 import guidance_worlds as worlds
 import suffuse as sf
 from guidance_worlds import World, batches, drawn
-from suffuse import guidance, samplers
+from suffuse import guidance, pictures, samplers
 from suffuse.training.files import write_json, write_text
 
 SCALES, CFGPP, PARTICLES = (1.0, 1.5, 2.0, 3.0, 5.0), (0.05, 0.1, 0.2, 0.4), 4
@@ -169,7 +169,7 @@ def figure(part: str, kept: dict[str, Any]) -> None:
         axes.set_visible(False)
     sheet.supxlabel("recall", fontsize=9)
     sheet.supylabel("accuracy", fontsize=9)
-    sheet.savefig(DOCS / f"images/guidance_{part}.png", dpi=90, metadata={"Software": None})
+    pictures.save_figure(sheet, DOCS / f"images/guidance_{part}.png", dpi=90)
 
 
 TITLES = {

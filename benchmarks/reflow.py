@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from suffuse import Denoiser, fit, grids, losses, metrics, nets, oracle, run, sample, samplers, schedules
+from suffuse import Denoiser, fit, grids, losses, metrics, nets, oracle, pictures, run, sample, samplers, schedules
 from suffuse.losses import fewstep
 from suffuse.training.files import write_json
 
@@ -93,8 +93,7 @@ def picture(flows: list[Denoiser], found: list[dict], start: torch.Tensor, path:
         title = f"Z{k + 1}: straightness {numbers['straightness']:.2g}, cost {numbers['transport']:.3g}"
         axes.set_title(f"{title}\none step (black): sliced W2 {numbers['w2_1']:.2g}", fontsize=9)
         axes.set(xlim=(-6.5, 6.5), ylim=(-5.5, 5.5), xticks=[], yticks=[], aspect="equal")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, format="png", metadata={"Software": None})
+    pictures.save_figure(figure, path)
 
 
 def main() -> bool:

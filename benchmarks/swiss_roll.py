@@ -8,7 +8,6 @@ docs/benchmarks/swiss-roll.md and .png.
 """
 
 import argparse
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from suffuse import pictures
 from suffuse.recipes import toy
 from suffuse.recipes.run import Run
 from suffuse.training.files import read_json
@@ -99,9 +99,7 @@ def picture(runs: Path, found: dict[int, dict], path: Path) -> None:
     axes.set(yscale="log", ylabel="Chamfer distance (2,048 points)")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower left")
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, dpi=100, format="png", metadata={"Software": None})
-    os.replace(part, path)
+    pictures.save_figure(figure, path, dpi=100)
 
 
 def main() -> bool:

@@ -28,6 +28,7 @@ import worlds
 from peers import attempt, peers
 
 import suffuse as sf
+from suffuse import pictures
 
 NFE = (5, 8, 10, 15, 20, 30, 50)
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
@@ -185,15 +186,11 @@ def _version(package: str) -> str:
 
 def draw(found: dict[str, dict[int, Result]], path: pathlib.Path) -> None:
     """Work-precision diagrams: RMSE against evaluations, one panel for each problem."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    columns = 3
-    figure, axes = pyplot.subplots(
-        math.ceil(len(found) / columns), columns, figsize=(11, 2.5 * math.ceil(len(found) / columns)), sharex=True
-    )
+    columns, high = 3, math.ceil(len(found) / 3)
+    figure = Figure(figsize=(11, 2.5 * high), layout="tight")
+    axes = figure.subplots(high, columns, sharex=True, squeeze=False)
     for axis, (name, rows) in zip(axes.flat, found.items(), strict=False):
         for n in NFE:
             for peer, e in rows[n].items():
@@ -209,8 +206,7 @@ def draw(found: dict[str, dict[int, Result]], path: pathlib.Path) -> None:
     axes.flat[0].legend(frameon=False, fontsize=7)
     figure.supxlabel("network evaluations")
     figure.supylabel("RMSE to the exact flow (grey: every peer configuration)")
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    pictures.save_figure(figure, path, dpi=80)
 
 
 def main() -> None:

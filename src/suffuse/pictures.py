@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL.Image import Image
 
-__all__ = ["animation", "curves", "grid", "loss_curve", "read_recipe", "save_png"]
+__all__ = ["animation", "curves", "grid", "loss_curve", "read_recipe", "save_figure", "save_png"]
 
 KEY = "suffuse"
 
@@ -58,6 +59,16 @@ def save_png(image: Image, path: str | Path, recipe: dict[str, Any] | None = Non
         os.replace(part, path.with_name(f"{path.name}.json"))
     part = path.with_name(f".{path.name}.part")
     image.save(part, format="PNG", pnginfo=info)
+    os.replace(part, path)
+
+
+def save_figure(figure: Figure, path: str | Path, recipe: dict[str, Any] | None = None, *, dpi: int = 110) -> None:
+    """Write a matplotlib figure as a PNG: the same figure gives the same bytes, with its recipe inside."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {} if recipe is None else {KEY: json.dumps(recipe, sort_keys=True)}
+    part = path.with_name(f".{path.name}.part")
+    figure.savefig(part, dpi=dpi, format="png", metadata={"Software": None, **about})
     os.replace(part, path)
 
 
@@ -118,6 +129,4 @@ def curves(
     axes.grid(alpha=0.3)
     if len(names) > 1:
         axes.legend(frameon=False)
-    part = Path(path).with_name(f".{Path(path).name}.part")
-    figure.savefig(part, dpi=120, format="png", metadata={"Software": None, KEY: json.dumps(recipe, sort_keys=True)})
-    os.replace(part, path)
+    save_figure(figure, path, recipe, dpi=120)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from suffuse import grids, oracle, samplers
+from suffuse import grids, oracle, pictures, samplers
 from suffuse.random import noise
 from suffuse.samplers.rule import Rule
 from suffuse.schedules import Linear, Schedule
+from suffuse.training.progress import Progress
 
 __all__ = ["plot", "work_precision"]
 
 NFE = (4, 6, 8, 10, 12, 16, 20, 28, 40, 60)
+GRIDS = (grids.logsnr, partial(grids.flow, shift=1.1, power=1.5))
 
 
 def world(schedule: Schedule) -> oracle.Mixture:
@@ -26,40 +29,40 @@ def world(schedule: Schedule) -> oracle.Mixture:
     return oracle.Mixture(torch.ones(9), 0.95 * means, 0.1, schedule=schedule)
 
 
-def work_precision(rules: dict[str, Rule | None], schedule: Schedule, *, n: int = 1024) -> dict[str, dict[int, float]]:
+def work_precision(
+    rules: dict[str, Rule | None], schedule: Schedule, *, n: int = 1024, progress: bool = False
+) -> dict[str, dict[int, float]]:
     """RMSE to the flow of a mixture that is known, by sampler and evaluations.
 
     Args:
-        rules: by name, each on the better of the grids `logsnr` and `flow`; None is the default of each budget.
-        n: samples.
+        rules: by name, each on the better of `GRIDS`; None is the default of each budget.
+        n: samples. progress: whether to show it.
     """
     model, start = world(schedule), noise((n, 2), seed=1, dtype=torch.float64)
     exact = samplers.sample(model, start, nfe=600)
-    found: dict[str, dict[int, float]] = {}
-    for name, rule in rules.items():
-        for nfe in NFE:
-            for grid in (None,) if rule is None else (grids.logsnr, partial(grids.flow, shift=1.1, power=1.5)):
+    found: dict[str, dict[int, float]] = {name: {} for name in rules}
+    with Progress("samplers", len(rules), show=progress) as bar:
+        for k, (name, rule) in enumerate(rules.items()):
+            bar.update(k, name)
+            for nfe, grid in product(NFE, (None,) if rule is None else GRIDS):
                 try:
                     plan = samplers.plan_for(schedule, sampler=rule, nfe=nfe, grid=grid)
                 except ValueError:
                     continue  # its first step costs more
                 error = (samplers.sample(model, start, sampler=plan) - exact).square().mean().sqrt().item()
-                curve = found.setdefault(name, {})
-                curve[plan.nfe] = min(error, curve.get(plan.nfe, math.inf))
-    return found
+                found[name][plan.nfe] = min(error, found[name].get(plan.nfe, math.inf))
+    return {name: curve for name, curve in found.items() if curve}
 
 
 def plot(path: Path, schedule: Schedule | None = None) -> dict[str, dict[int, float]]:
     """Draw the diagram of every deterministic sampler and of the default; return its numbers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     schedule = schedule or Linear()
     rules: dict[str, Any] = {n: r for n, r in samplers.rules().items() if not r.stochastic and n not in _OTHER}
-    found = work_precision({"default": None} | rules, schedule)
-    figure, axis = pyplot.subplots(figsize=(8, 5.5))
+    found = work_precision({"default": None} | rules, schedule, progress=True)
+    figure = Figure(figsize=(8, 5.5), layout="tight")
+    axis = figure.subplots()
     shown = sorted(found, key=lambda name: min(found[name].values()))
     for k, name in enumerate(shown):
         style: dict[str, Any] = {"color": "black", "linewidth": 2.2} if name == "default" else {"color": f"C{k % 10}"}
@@ -70,11 +73,7 @@ def plot(path: Path, schedule: Schedule | None = None) -> dict[str, dict[int, fl
     axis.minorticks_off()
     axis.set_title(f"nine Gaussians in the plane, {schedule}")
     axis.legend(frameon=False, fontsize=7, ncols=2)
-    figure.tight_layout()
-    part = path.with_name(path.stem + ".part.png")
-    figure.savefig(part, dpi=100)
-    part.replace(path)
-    pyplot.close(figure)
+    pictures.save_figure(figure, path, {"made by": "suffuse samplers --plot", "schedule": str(schedule)}, dpi=100)
     return found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -199,7 +198,7 @@ def pictures_of(made: Run, result: dict[str, Any], *, seed: int = 1) -> Path:
         _scatter(axes, x, reach, colour="#2a6f97", size=2)
         value = result[name]["measured"]["chamfer"]["value"]
         axes.set_title(f"{result[name]['asked']}\nChamfer {value:.1f}", fontsize=9)
-    _save(figure, out / "samples.png", about)
+    pictures.save_figure(figure, out / "samples.png", about)
     start = noise((n, *SHAPE), FRESH + seed)
     states = [(1.0, start)]
     states += [(step.s, step.x) for step in samplers.run(model, start, steps=50, grid=grids.uniform)]
@@ -212,7 +211,7 @@ def pictures_of(made: Run, result: dict[str, Any], *, seed: int = 1) -> Path:
     paths = torch.stack([x for _, x in states])[:, :40]
     panels[-1].plot(paths[..., 0], paths[..., 1], lw=0.5, color="#e07a3f")
     panels[-1].set_title("t = 0, and forty ways there", fontsize=9)
-    _save(figure, out / "trajectory.png", about)
+    pictures.save_figure(figure, out / "trajectory.png", about)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     pictures.loss_curve(lines, out / "loss.png", about | {"settings": made.settings})
     return _page(made, result)
@@ -221,13 +220,6 @@ def pictures_of(made: Run, result: dict[str, Any], *, seed: int = 1) -> Path:
 def _scatter(axes: Any, x: Tensor, reach: float, *, colour: str, size: float) -> None:
     axes.scatter(x[:, 0], x[:, 1], s=size, color=colour, lw=0)
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
-
-
-def _save(figure: Any, path: Path, about: dict[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    metadata = {"Software": None, pictures.KEY: json.dumps(about, sort_keys=True)}
-    figure.savefig(part, dpi=110, format="png", metadata=metadata)
-    os.replace(part, path)
 
 
 def _page(made: Run, result: dict[str, Any]) -> Path:
