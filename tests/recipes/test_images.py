@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from suffuse import cli, nets
-from suffuse.recipes import images
+from suffuse.recipes import images, images_measured
 from suffuse.recipes.run import Run
 from tests.data.files import encoded
 
@@ -68,6 +68,24 @@ def test_it_is_sampled_and_evaluated_by_the_same_commands(run, tmp_path, capsys)
     assert "coverage" in capsys.readouterr().out
 
 
+class Detector(torch.nn.Module):
+    """With the interface of NVIDIA's Inception in TorchScript: the mean of each colour."""
+
+    def forward(self, img: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        """Features (B, 3)."""
+        return img.float().mean((2, 3)) / 255
+
+
+def test_a_users_network_measures_as_well(run, tmp_path, capsys):
+    torch.jit.save(torch.jit.script(Detector()), tmp_path / "means.pt")
+    call("evaluate", run, "--features", tmp_path / "means.pt")
+    measured = json.loads((run / "metrics.json").read_text())["measured"]
+    for name in ("kid", "frechet"):
+        assert measured[name]["features"] == "means" and measured[name]["n"] == 10
+        assert measured[name]["value"] > 3 * abs(measured[f"floor_{name}"]["value"]), "twelve steps are not real"
+    assert "floor_frechet" in capsys.readouterr().out
+
+
 def test_what_is_kept_out_is_never_trained_on(classes, tmp_path, monkeypatch):
     found = images.open_set(classes, 16)
     mine, kept_out = images.split(found)
@@ -98,7 +116,7 @@ def test_captions_are_told_by_the_words_they_have(tmp_path):
     out = tmp_path / "run"
     images.train(out, data=tmp_path / "p", size=16, steps=2, batch_size=4, width=8, progress=False)
     call("sample", out, "--prompt", "red two", "--n", 2, "--steps", 1, "--out", tmp_path / "x.png")
-    images.pictures_of(Run.open(out), images.evaluate(Run.open(out)))
+    images_measured.pictures_of(Run.open(out), images_measured.evaluate(Run.open(out)))
     assert "a red square, number two" in (out / "report.html").read_text().lower()
 
 

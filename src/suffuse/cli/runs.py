@@ -46,6 +46,8 @@ class Evaluate:
     """samples of each measurement; by default the recipe's own"""
     out: Path | None = None
     """folder to write to; by default the run's own, and runs/NAME for a model that ships"""
+    features: Path | None = None
+    """of a run of pictures: an Inception in TorchScript, or a folder of DINOv2, to measure in as well"""
     processes: int = 1
     """how many on this machine share the sampling, and its cores; not for students of few steps"""
 
@@ -57,21 +59,31 @@ class Evaluate:
         from suffuse.recipes.run import Run
         from suffuse.training import peers
 
-        run = Run.open(self.run)
+        if self.n is not None and self.n < 1:
+            raise ValueError(f"--n must be at least 1, got {self.n}")
+        run, seen = Run.open(self.run), {}
+        if self.features is not None:
+            from suffuse import metrics
+
+            if run.recipe != "images":
+                raise ValueError(f"--features is for runs of images, {run.path} is one of {run.recipe}")
+            seen = {"features": metrics.features(self.features)}
         if run.recipe == "shapes":
             from suffuse.recipes import shapes
 
             out = self.out or (Path("runs") / run.path.name if run.ships else run.path)
+            if self.out is None and run.ships and ((out / "run.json").exists() or (out / "checkpoints").exists()):
+                raise ValueError(f"{out} holds a run of your own: name another folder with --out")
             result = shapes.evaluate(run, out, n=self.n or shapes.ASKED)
             for name in shapes.ASKS:
                 summary(result[name]["asked"], result[name]["measured"])
             say(f"\nreport: {shapes.pictures_of(run, result, out).resolve()}")
             return
         if run.recipe in ("toy", "images") and self.out is None:
-            from suffuse.recipes import images, toy
+            from suffuse.recipes import images_measured, toy
 
-            recipe = toy if run.recipe == "toy" else images
-            result = recipe.evaluate(run, n=self.n or recipe.ASKED)
+            recipe = toy if run.recipe == "toy" else images_measured
+            result = recipe.evaluate(run, n=self.n or recipe.ASKED, **seen)
             parts = [result] if "measured" in result else [result[k] for k in (*toy.SAMPLERS, "floor", "chance")]
             for part in parts:
                 summary(part.get("asked", ""), part["measured"])

@@ -5,6 +5,7 @@ from suffuse.metrics.classifier import Classifier, classifier_loss
 from suffuse.metrics.clip import Towers, clip, clip_choice, clip_retrieval, clip_score
 from suffuse.metrics.clouds import chamfer, cloud_coverage, jsd, minimum_matching
 from suffuse.metrics.crps import crps
+from suffuse.metrics.features import Features, features
 from suffuse.metrics.frechet import frechet, frechet_ratio
 from suffuse.metrics.kernel import energy_distance, kid, mmd
 from suffuse.metrics.likeness import lpips, perceptual, psnr, ssim
@@ -15,6 +16,7 @@ from suffuse.metrics.transport import sliced_wasserstein, wasserstein
 
 __all__ = [
     "Classifier",
+    "Features",
     "Measured",
     "Towers",
     "chamfer",
@@ -29,6 +31,7 @@ __all__ = [
     "crps",
     "density",
     "energy_distance",
+    "features",
     "frechet",
     "frechet_ratio",
     "jsd",

@@ -126,25 +126,30 @@ def clip(model: Any = "shapes", processor: Any = None) -> Towers:
 def _of_folder(folder: Path) -> Towers:
     if not folder.is_dir():
         raise ValueError(f"clip takes 'shapes', a local folder or a CLIPModel: there is no folder {str(folder)!r} here")
-    if not any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json")):
-        raise FileNotFoundError(f"{folder} has no model.safetensors: save the model as safetensors, never as a pickle")
-    settings = _settings(folder)
+    settings = prepared(folder)
+    model, transformers = loaded("CLIPModel", folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return _of_model(model, tokenizer, settings, name=folder.name)
+
+
+def loaded(kind: str, folder: Path) -> tuple[Any, Any]:
+    """A model of transformers, of this class, whole and in eval mode; and transformers."""
     try:
-        from transformers import AutoTokenizer, CLIPModel
+        import transformers
     except ImportError as error:
         raise ImportError(f"transformers cannot be imported ({error}): pip install 'suffuse[hub]'") from error
-    loaded: Any = CLIPModel.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
-    model, report = loaded
+    how = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    model, report = getattr(transformers, kind).from_pretrained(folder, **how)
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{folder}: {len(missing)} weights of a CLIPModel are missing, the first is {missing[0]}")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return _of_model(model.eval(), tokenizer, settings, name=folder.name)
+        name = type(model).__name__
+        raise ValueError(f"{folder}: {len(missing)} weights of a {name} are missing, the first is {missing[0]}")
+    return model.eval(), transformers
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """How pictures are prepared; read from the files, since the class that does it wants torchvision."""
+def prepared(folder: Path) -> dict[str, Any]:
+    """How pictures are prepared, read from the files, since the class that does it wants torchvision."""
+    if not any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json")):
+        raise FileNotFoundError(f"{folder} has no model.safetensors: save the model as safetensors, never as a pickle")
     for file, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
         if (folder / file).exists():
             data = json.loads((folder / file).read_text())
@@ -159,12 +164,10 @@ def _of_model(model: Any, tokenizer: Any, pictures: Any, name: str | None = None
         raise ValueError(f"the processor does not say its {' and '.join(missing)}")
     if _side(settings.get("crop_size")) not in (None, side):
         raise ValueError(f"the processor crops to {_side(settings['crop_size'])} pixels, the model sees {side}")
-    centre, spread = (torch.tensor(settings[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
 
     def see(images: Tensor) -> Tensor:
         like = model.visual_projection.weight
-        pixels = (_middle(images, side).clamp(-1, 1) + 1) / 2
-        pixels = (pixels - centre.to(pixels)) / spread.to(pixels)
+        pixels = normalised(middle(images, side), settings)
         return _pooled(model.get_image_features(pixel_values=pixels.to(like.dtype)))
 
     def read(captions: Sequence[str]) -> Tensor:
@@ -181,14 +184,25 @@ def _of_model(model: Any, tokenizer: Any, pictures: Any, name: str | None = None
     return Towers(name or getattr(model, "name_or_path", "") or "CLIP", model, see, read)
 
 
-def _middle(images: Tensor, side: int) -> Tensor:
-    """The middle square of pictures whose shorter edge is resized to `side`: (B, 3, H, W) -> (B, 3, side, side)."""
+def middle(images: Tensor, side: int, edge: int | None = None) -> Tensor:
+    """The middle square of pictures whose shorter edge is resized: (B, 3, H, W) -> (B, 3, side, side).
+
+    Args:
+        images: as above. side: of the square. edge: what the shorter edge becomes, at least the side; None is the side.
+    """
+    edge = side if edge is None else edge
     h, w = images.shape[2:]
-    if min(h, w) != side:
-        h, w = (int(edge * side / min(h, w)) for edge in (h, w))
+    if min(h, w) != edge:
+        h, w = (int(length * edge / min(h, w)) for length in (h, w))
         images = F.interpolate(images, size=(h, w), mode="bicubic", antialias=True, align_corners=False)
     top, left = (h - side) // 2, (w - side) // 2
     return images[..., top : top + side, left : left + side]
+
+
+def normalised(images: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """Pictures in [-1, 1] by a processor's mean and standard deviation, which are of [0, 1]; overshoots are cut."""
+    centre, spread = (torch.tensor(settings[key]).view(3, 1, 1).to(images) for key in ("image_mean", "image_std"))
+    return ((images.clamp(-1, 1) + 1) / 2 - centre) / spread
 
 
 def _side(crop: Any) -> int | None:
