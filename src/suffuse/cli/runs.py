@@ -61,7 +61,8 @@ class Evaluate:
 
         if self.n is not None and self.n < 1:
             raise ValueError(f"--n must be at least 1, got {self.n}")
-        run, seen = Run.open(self.run), {}
+        run = Run.open(self.run)
+        seen: dict[str, Any] = {}
         if self.features is not None:
             from suffuse import metrics
 

@@ -62,7 +62,7 @@ def features(source: str | Path | Towers) -> Features:
             are resized and cropped as its preprocessor_config.json says, and the features are its pooled output; or
             the `Towers` of `clip`, whose features are its picture vectors before they are made unit.
     Raises:
-        ValueError: neither of these; a model that lacks weights, or pools nothing.
+        ValueError: neither of these; a model that lacks weights, pools nothing, or does not say its size.
         FileNotFoundError: a folder without weights in safetensors, or without the file on how pictures are prepared.
     """
     if isinstance(source, Towers):
@@ -85,7 +85,9 @@ def _of_folder(folder: Path) -> Features:
     net, _ = loaded("AutoModel", folder)
     net.requires_grad_(False)
     crop = settings.get("crop_size") if settings.get("do_center_crop", True) else None
-    size = settings.get("size") or crop
+    size: Any = settings.get("size") or crop
+    if size is None:
+        raise ValueError(f"{folder} does not say to which size pictures are brought: its processor has no 'size'")
     edge = size if isinstance(size, int) else next(iter(size.values()))  # {"shortest_edge": 256}, {"height": 224, ...}
     side = edge if crop is None else crop if isinstance(crop, int) else crop["height"]
 
