@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from suffuse import Denoiser, cli, pictures
+from suffuse import Denoiser, cli, load, pictures, zoo
 from suffuse.data.shapes import COLOURS, SHAPES, Scenes, parse
 from suffuse.metrics import shapes as judges
 from suffuse.recipes import shapes
@@ -60,13 +60,13 @@ MISUSE = {
     "empty prompt": (["--prompt", ""], "a caption needs words, got an empty one"),
     "many words": (["--prompt", "red " * 10_000], "--prompt may have 64 words, got one with 10,000"),
     "unknown words": (["--prompt", "a crimson blob"], "unknown words 'blob', 'crimson': this model knows a, an, one"),
-    "no known word": (["--prompt", "crimson blob", "--any-words"], "a caption needs words"),
+    "no known word": (["--prompt", "crimson blob", "--any-words"], "no word of 'crimson blob' is known: this model"),
     "w is nan": (["--prompt", "a red circle", "--w", "nan"], "w must be a finite number, got nan"),
     "lengths differ": (
         ["--prompt", "a red circle", "a star", "--label", "1", "2", "3"],
         "--prompt has 2 values and --label 3",
     ),
-    "a label": (["--label", "1"], "label"),
+    "a label": (["--label", "1"], "unknown condition 'label': DiT takes text"),
     "w alone": (["--w", "2"], "w=2 guides towards what the model is told: say what with --prompt"),
 }
 
@@ -83,6 +83,51 @@ def test_what_is_misused_is_one_sentence(name, run, tmp_path, capsys, monkeypatc
     assert not list(tmp_path.glob("*.png")), "nothing was written"
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"net": "mmdit"}, "net must be 'dit' or 'unet', got 'mmdit'"),
+        ({"net": "mmdit", "steps": 3}, "net must be 'dit' or 'unet', got 'mmdit'"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_trained_is_named_before_the_codec_is(how, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes.latents, "train_autoencoder", lambda *_, **__: pytest.fail("the codec is trained"))
+    with pytest.raises(ValueError, match=message):
+        shapes.train(tmp_path, **how)
+
+
+@pytest.mark.parametrize("n", [0, -3])
+def test_no_captions_measure_nothing(n, run, capsys):
+    with pytest.raises(SystemExit):
+        call("evaluate", run, "--n", n)
+    assert capsys.readouterr().err == f"suffuse: --n must be at least 1, got {n}\n"
+
+
+def test_a_model_that_ships_goes_by_its_name_and_nothing_is_written_into_it(run, tmp_path, monkeypatch, capsys):
+    assert judges.judge("use") and judges.judge("held_out")  # kept from here on: the zoo is another below
+    copy, shipped = tmp_path / "run", tmp_path / "zoo" / "shapes"
+    shutil.copytree(run, copy)
+    (copy / "metrics.jsonl").write_text('{"samples": 8, "loss": 1.0}\n')
+    shapes.ship(Run.open(copy), shipped)
+    monkeypatch.setattr(zoo, "__file__", str(tmp_path / "zoo" / "__init__.py"))
+    monkeypatch.setattr(shapes, "PROMPTS", shapes.PROMPTS[:1])
+    monkeypatch.chdir(tmp_path)
+    before = {p: p.read_bytes() for p in shipped.rglob("*") if p.is_file()}
+    assert {p.dtype for p in load("shapes").net.parameters()} == {torch.float32}
+    call("sample", "shapes", "--prompt", "a red circle", "--n", 1, "--steps", 1)
+    call("evaluate", "shapes", "--n", 2)
+    report = (tmp_path / "runs" / "shapes" / "report.html").read_text()
+    assert shapes.PROMPTS[0] in report and "accuracy against pictures seen" not in report, "nobody looked"
+    assert {p: p.read_bytes() for p in shipped.rglob("*") if p.is_file()} == before
+    shutil.copy(copy / "run.json", tmp_path / "runs" / "shapes")
+    with pytest.raises(SystemExit):
+        call("evaluate", "shapes", "--n", 2)
+    assert "runs/shapes holds a run of your own: name another folder with --out" in capsys.readouterr().err
+    call("evaluate", "shapes", "--n", 2, "--out", tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere" / "report.html").exists()
+
+
 def test_a_model_without_text_says_what_it_takes(tmp_path, capsys):
     from suffuse.recipes import digits
 
@@ -92,7 +137,7 @@ def test_a_model_without_text_says_what_it_takes(tmp_path, capsys):
     assert "this model is not told text: it takes label" in capsys.readouterr().err
 
 
-def test_the_evaluation_of_real_scenes_is_the_judges_ceiling_and_of_noise_is_nothing(run, tmp_path, monkeypatch):
+def test_the_evaluation_of_real_scenes_is_the_judges_ceiling(run, tmp_path, monkeypatch):
     """Scenes in place of samples come out as the judge's own ceiling, everything else the same."""
     made = Run.open(run)
     (run / "metrics.jsonl").write_text(json.dumps({"samples": 8} | dict.fromkeys(shapes.PROBED, 0.5)) + "\n")
@@ -120,8 +165,10 @@ def test_the_evaluation_of_real_scenes_is_the_judges_ceiling_and_of_noise_is_not
     assert len(spec) == max(1, len(result["failures"]))
     assert sum(m["n"] for m in result["combinations"].values()) >= 240, "each caption has one at least"
     assert all((SHAPES.index(k.split()[1]) + COLOURS.index(k.split()[0])) % 6 == 0 for k in result["combinations"])
-    report = shapes.pictures_of(made, result, tmp_path, each=1)
+    report = shapes.pictures_of(made, result | {"w": 3.0}, tmp_path, each=1)
     text = report.read_text()
+    assert "guided by w=3;" in text and pictures.read_recipe(tmp_path / "samples.png")["w"] == 3
+    assert "accuracy against pictures seen" in text
     assert text.count("data:image/png;base64,") >= 2 and all(p in text for p in shapes.PROMPTS)
 
 
@@ -206,5 +253,7 @@ def test_the_judge_that_watches_is_not_the_one_that_reports(monkeypatch, run, tm
     model = Run.open(run).model()
     shapes.probe(model, text=model.conditions["text"], n=4, nfe=1)
     assert used == ["use"]
-    shapes.evaluate(Run.open(run), tmp_path, n=4, nfe=1)
+    result = shapes.evaluate(Run.open(run), tmp_path, n=4, nfe=1)
     assert used == ["use", "held_out"]
+    assert result["held_out"]["measured"]["match"]["value"] == 0, "a model trained for a moment meets no caption"
+    assert [f["number"] for f in result["failures"]] == [0, 1, 2, 3] and (tmp_path / "failures.png").exists()

@@ -76,8 +76,15 @@ class Words(Condition):
         return torch.tensor([row + [-1] * (length - len(row)) for row in rows])
 
     def known(self, text: str) -> str:
-        """The text without the words that are not in the vocabulary."""
-        return " ".join(word for word in words(text) if word in self.vocabulary)
+        """The text without the words that are not in the vocabulary.
+
+        Raises:
+            ValueError: none of its words is.
+        """
+        kept = [word for word in words(text) if word in self.vocabulary]
+        if not kept:
+            raise ValueError(f"no word of {text[:80]!r} is known: this model knows {', '.join(self.vocabulary)}")
+        return " ".join(kept)
 
     def embedder(self, width: int) -> nn.Module:
         """(B, L) -> features (B, 1 + L, width) and which of them are visible (B, 1 + L)."""

@@ -212,7 +212,8 @@ def train_judge(
     with torch.random.fork_rng([]):
         torch.manual_seed(SEEDS.get(which, 0) if seed is None else seed)
         net = metrics.shapes.build(which)
-    out, seed, steps = Path(out), SEEDS[which] if seed is None else seed, steps or STEPS[which]
+    out, seed = Path(out), SEEDS[which] if seed is None else seed
+    steps, lr = STEPS[which] if steps is None else steps, LR[which] if lr is None else lr
 
     def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
@@ -221,7 +222,7 @@ def train_judge(
 
     began = time.process_time()
     settings = {"recipe": "judges", "which": which}
-    how: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr or LR[which], "seed": seed}
+    how: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     done = study(loss, net, out, settings, resume=resume, progress=progress, **how)
     weights = {k: v.bfloat16() if v.is_floating_point() else v for k, v in done.ema.state_dict().items()}
     judge = metrics.shapes.Judge(which, metrics.shapes.filled(which, weights), {})

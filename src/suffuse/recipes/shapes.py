@@ -1,7 +1,10 @@
 """Text to image on the shapes world: captions in, pictures out, and judged by what the caption says.
 
 A flow (velocity on the linear schedule) told words, in latents 8 x 8 x 8 that say what is in a picture; scenes are
-drawn as they are asked for. Rombach et al. 2022 (latents); Yao et al. 2025 and Yu et al. 2024 (what they say).
+drawn as they are asked for. The judge in use, which says what the latents and the network's hidden tokens are to say,
+was trained on every combination; neither is shown a scene with one kept out.
+
+Rombach et al. 2022 (latents); Yao et al. 2025 and Yu et al. 2024 (what they say).
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from suffuse.training.files import whole_folder, write_json, write_text
 __all__ = ["build", "evaluate", "pictures_of", "probe", "ship", "train"]
 
 SIDE, WORDS = 32, 24
-"""Of the pictures; of captions, the longest of the world has 23."""
+"""Of the pictures; of captions, the longest of scenes of two objects has 23."""
 CODEC: dict[str, Any] = {
     "size": SIDE,
     "multipliers": (1, 2, 4),
@@ -90,7 +93,11 @@ def build(net: str = "dit", latent: int = 8) -> Denoiser:
     if net == "unet":
         made = nets.UNet(latent, width=96, multipliers=(1, 1), blocks=1, attention=(0, 1), conditions=told)
         return Denoiser(made, Linear(), predicts="velocity")
-    raise ValueError(f"net must be 'dit' or 'unet', got {net!r}")
+    raise _unknown(net)
+
+
+def _unknown(net: str) -> ValueError:
+    return ValueError(f"net must be 'dit' or 'unet', got {net!r}")
 
 
 def train(
@@ -119,8 +126,14 @@ def train(
         steps, batch_size, lr, ema, compile: as for `fit`. dropout: how often the caption is withheld.
         watch_every: steps between looks at the model, see `probe`; 0 is never.
         resume: go on from the newest checkpoint in `out`. overwrite: begin anew where there are some.
+    Raises:
+        ValueError: another net, steps below 1, and as for `fit`.
     """
-    out, steps = Path(out), steps or STEPS[net]
+    if net not in STEPS:
+        raise _unknown(net)
+    out, steps = Path(out), STEPS[net] if steps is None else steps
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
     source = out / "autoencoder" if codec is None else Path(codec)
     if codec is None and (overwrite or not (source / "run.json").exists()):
         how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "progress": progress}
@@ -265,12 +278,15 @@ def _failures(asked: list[str], x: Tensor, told: Match, out: Path, about: dict[s
 
 
 def pictures_of(made: Run, result: dict[str, Any], out: Path, *, each: int = 8, seed: int = 0) -> Path:
-    """Write samples.png with `each` pictures a caption, curve.png and report.html; returns the report's path."""
+    """Write samples.png with `each` pictures a caption, report.html, and curve.png where it was looked at in training.
+
+    Returns:
+        The report's path.
+    """
     asked = [p for p in PROMPTS for _ in range(each)]
-    draw(recipe_of(made.path, prompt=asked, n=len(asked), w=W, seed=seed), out / "samples.png")
+    draw(recipe_of(made.path, prompt=asked, n=len(asked), w=result["w"], seed=seed), out / "samples.png")
     lines = [json.loads(line) for line in (made.path / "metrics.jsonl").read_text().splitlines()]
-    title = "share of kept-out captions met (judge in use, 10 evaluations)"
-    pictures.curves([e for e in lines if "match" in e], PROBED, out / "curve.png", stamp(made), title)
+    looks = [line for line in lines if "match" in line]
     settings = ", ".join(f"{k} {v}" for k, v in made.settings.items())
     page = Page(
         "shapes: text to image, judged by what the captions say",
@@ -292,8 +308,11 @@ def pictures_of(made: Run, result: dict[str, Any], out: Path, *, each: int = 8, 
         page.picture(out / "failures.png", "pictures that do not show what their caption says")
         rows = ((str(k + 1), f["caption"], ", ".join(f["wrong"])) for k, f in enumerate(result["failures"]))
         page.table(["picture", "caption", "wrong"], rows)
-    page.section("Training", "Seen while it trained, on other captions than above.")
-    page.picture(out / "curve.png", "accuracy against pictures seen", plot=True)
+    if looks:
+        title = "share of kept-out captions met (judge in use, 10 evaluations)"
+        pictures.curves(looks, PROBED, out / "curve.png", stamp(made), title)
+        page.section("Training", "Seen while it trained, on other captions than above.")
+        page.picture(out / "curve.png", "accuracy against pictures seen", plot=True)
     page.note(f"model {result['model_hash']}, evaluated with seed {result['seed']}")
     return page.write(out / "report.html")
 
