@@ -200,7 +200,7 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail, i
     (
         "8 invariance",
         "denoise/network.py",
-        "new.bound = {k: _pick(v, index) for k, v in self.bound.items()}",
+        "new.bound = {k: picked(v, index) for k, v in self.bound.items()}",
         "new.bound = dict(self.bound)",
         "laws/test_invariance.py",
         "rows taken without their conditions",
@@ -224,8 +224,8 @@ FAULTS = [  # law, file, what stands there, the fault, tests that should fail, i
     (
         "8 resume",
         "training/state.py",
-        'tensors = {name: read_tensors(newest / f"{name}.safetensors")',
-        "tensors = {name: read_tensors(newest / f\"{name.replace('ema', 'model')}.safetensors\")",
+        'name: read_tensors(newest / f"{name}.safetensors") for name in (*modules,',
+        "name: read_tensors(newest / f\"{name.replace('ema', 'model')}.safetensors\") for name in (*modules,",
         "training/test_fit.py",
         "the average restored from the weights",
     ),

@@ -14,7 +14,7 @@ from suffuse.schedules import Schedule
 __all__ = ["Composed", "call", "denoiser", "fresh", "stateless"]
 
 
-class _Base:
+class Base:
     """What every denoiser made here can do."""
 
     schedule: Schedule
@@ -64,16 +64,16 @@ def _retimed(x: Tensor, t: Any, to: Any, part: Any, *, schedule: Schedule, rebui
     return Prediction(x, alpha, sigma, x0=lambda: inner.x0, eps=eps, var=inner.var)
 
 
-def _pick(value: Any, index: Any) -> Any:
+def picked(value: Any, index: Any) -> Any:
     """The rows of a value that is kept by row; what is the same for all rows stays."""
     if isinstance(value, dict):
-        return {k: _pick(v, index) for k, v in value.items()}
+        return {k: picked(v, index) for k, v in value.items()}
     if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] == 1:
         return value
     return value[index.to(value.device) if isinstance(index, Tensor) else index]
 
 
-class Composed(_Base):
+class Composed(Base):
     """A denoiser made of denoisers; prints as the tree it is. Made by `denoiser(fn, parts=[...])`."""
 
     def __init__(self, fn: Callable[..., Prediction], parts: Sequence[Any], **rest: Any) -> None:
@@ -90,7 +90,7 @@ class Composed(_Base):
 
     def rows(self, index: Any) -> Composed:
         """The denoiser of some rows of a batch, with everything in it that is kept by row."""
-        rows = {k: _pick(v, index) for k, v in self._rest["rows"].items()}
+        rows = {k: picked(v, index) for k, v in self._rest["rows"].items()}
         parts = [p.rows(index) if hasattr(p, "rows") else p for p in self.parts]
         new = Composed(self.fn, parts, **(self._rest | {"rows": rows}))
         state: Any = self.state
@@ -175,7 +175,7 @@ def stateless(part: Any, why: str) -> Any:
 
 def call(part: Any, x: Tensor, t: Any, to: Any = None) -> Prediction:
     """Ask any denoiser, also a hand-written one that takes (x, t) only."""
-    return part(x, t, to=to) if isinstance(part, _Base) or _takes_to(part) else part(x, t)
+    return part(x, t, to=to) if isinstance(part, Base) or _takes_to(part) else part(x, t)
 
 
 def _takes_to(part: Any) -> bool:

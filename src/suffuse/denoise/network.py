@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from suffuse.codec import Codec
-from suffuse.denoise.composed import Composed, _Base, _pick, call
+from suffuse.denoise.composed import Base, Composed, call, picked
 from suffuse.parameterize import Number, Parameterization, Prediction, named
 from suffuse.schedules import Schedule
 
@@ -66,7 +66,7 @@ def check_range(x: Tensor, what: str) -> None:
             raise ValueError(f"{what} runs from {low:g} to {high:g}: scale it to about [-1, 1], as in x / 127.5 - 1")
 
 
-class Denoiser(_Base):
+class Denoiser(Base):
     """A network read as a denoiser.
 
     Args:
@@ -136,7 +136,7 @@ class Denoiser(_Base):
     def rows(self, index: Any) -> Denoiser:
         """The denoiser of some rows of a batch, with their conditions."""
         new = copy.copy(self)
-        new.bound = {k: _pick(v, index) for k, v in self.bound.items()}
+        new.bound = {k: picked(v, index) for k, v in self.bound.items()}
         return new
 
     def forget(self, rows: Tensor, x: Tensor) -> Denoiser:

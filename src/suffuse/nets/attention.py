@@ -25,7 +25,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, *, qk_norm: bool = False) -> None:
         super().__init__()
-        self.heads = _divides(heads, width)
+        self.heads = check_heads(heads, width)
         self.qkv = nn.Linear(width, 3 * width)
         self.scales = nn.Parameter(torch.ones(2, width // heads)) if qk_norm else None
         self.attention = Attention("self")
@@ -52,7 +52,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, tokens: int, heads: int) -> None:
         super().__init__()
-        self.heads = _divides(heads, width)
+        self.heads = check_heads(heads, width)
         self.norm = nn.LayerNorm(width)
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(tokens, 2 * width)
@@ -132,7 +132,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
-def _divides(heads: int, width: int) -> int:
+def check_heads(heads: int, width: int) -> int:
+    """The heads, if they divide the width."""
     if heads < 1 or width % heads:
         raise ValueError(f"heads must divide the {width} channels of its layer, got {heads}")
     return heads

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from suffuse.nets.attention import SelfAttention, zero
 from suffuse.nets.blocks import check_dims, check_image
-from suffuse.nets.unet import _conv, _norm
+from suffuse.nets.unet import convolution, group_norm
 from suffuse.random import noise
 
 __all__ = ["Autoencoder", "Decoder", "Encoder", "LatentCodec"]
@@ -26,9 +26,9 @@ class Residual(nn.Module):
 
     def __init__(self, wide_in: int, wide_out: int, dims: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(wide_in), _conv(dims, wide_in, wide_out)
-        self.norm2, self.conv2 = _norm(wide_out), zero(_conv(dims, wide_out, wide_out))
-        self.skip = _conv(dims, wide_in, wide_out, kernel=1) if wide_in != wide_out else nn.Identity()
+        self.norm1, self.conv1 = group_norm(wide_in), convolution(dims, wide_in, wide_out)
+        self.norm2, self.conv2 = group_norm(wide_out), zero(convolution(dims, wide_out, wide_out))
+        self.skip = convolution(dims, wide_in, wide_out, kernel=1) if wide_in != wide_out else nn.Identity()
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, in, *spatial) -> (B, out, *spatial)."""
@@ -70,16 +70,16 @@ class Encoder(nn.Sequential):
         dims: int = 2,
     ) -> None:
         now = width * multipliers[0]
-        layers: list[nn.Module] = [_conv(dims, channels, now)]
+        layers: list[nn.Module] = [convolution(dims, channels, now)]
         for level, multiplier in enumerate(multipliers):
             if level:
-                layers.append(_conv(dims, now, now, stride=2))
+                layers.append(convolution(dims, now, now, stride=2))
             for _ in range(blocks):
                 layers.append(Residual(now, width * multiplier, dims))
                 now = width * multiplier
         if heads:
             layers.append(Looking(now, heads))
-        super().__init__(*layers, Residual(now, now, dims), _norm(now), nn.SiLU(), _conv(dims, now, out))
+        super().__init__(*layers, Residual(now, now, dims), group_norm(now), nn.SiLU(), convolution(dims, now, out))
 
 
 class Decoder(nn.Sequential):
@@ -100,7 +100,7 @@ class Decoder(nn.Sequential):
         dims: int = 2,
     ) -> None:
         now = width * multipliers[-1]
-        layers: list[nn.Module] = [_conv(dims, channels, now), Residual(now, now, dims)]
+        layers: list[nn.Module] = [convolution(dims, channels, now), Residual(now, now, dims)]
         if heads:
             layers.append(Looking(now, heads))
         for level, multiplier in reversed(list(enumerate(multipliers))):
@@ -108,8 +108,8 @@ class Decoder(nn.Sequential):
                 layers.append(Residual(now, width * multiplier, dims))
                 now = width * multiplier
             if level:
-                layers += [nn.Upsample(scale_factor=2, mode="nearest"), _conv(dims, now, now)]
-        super().__init__(*layers, _norm(now), nn.SiLU(), _conv(dims, now, out))
+                layers += [nn.Upsample(scale_factor=2, mode="nearest"), convolution(dims, now, now)]
+        super().__init__(*layers, group_norm(now), nn.SiLU(), convolution(dims, now, out))
 
 
 @dataclass(eq=False, repr=False)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suffuse.nets.attention import _divides, modulate, zero
+from suffuse.nets.attention import check_heads, modulate, zero
 from suffuse.nets.blocks import Conditioning, check_dims, check_image
 from suffuse.nets.conditions import Condition
 from suffuse.nets.dit import DiT
@@ -67,7 +67,7 @@ class MMDiT(nn.Module):
     def __post_init__(self) -> None:
         super().__init__()
         check_dims(self.dims)
-        _divides(self.heads, self.width)
+        check_heads(self.heads, self.width)
         self.told = Conditioning("MMDiT", self.conditions, self.width, pool=True)
         conv = getattr(nn, f"Conv{self.dims}d")
         self.stem = conv(self.channels + self.told.channels, self.width, self.patch, stride=self.patch)

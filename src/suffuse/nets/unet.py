@@ -103,7 +103,7 @@ class UNet(nn.Module):
             return _Step(_ResBlock(wide_in, wide_out, told, self.dims, self.dropout), attention)
 
         now, convs = self.width, self.resample == "conv"
-        self.stem = _conv(self.dims, self.channels + self.told.channels, now)
+        self.stem = convolution(self.dims, self.channels + self.told.channels, now)
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         skips = [now]
         for level, multiplier in enumerate(self.multipliers):
@@ -121,8 +121,8 @@ class UNet(nn.Module):
             for _ in range(self.blocks + 1):
                 self.up.append(step(now + skips.pop(), int(multiplier * self.width), level in attending))
                 now = int(multiplier * self.width)
-        self.norm = _norm(now)
-        self.out = zero(_conv(self.dims, now, self.out_channels or self.channels))
+        self.norm = group_norm(now)
+        self.out = zero(convolution(self.dims, now, self.out_channels or self.channels))
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         """Map noisy images to whatever the network is trained to predict.
@@ -181,7 +181,7 @@ class _Shrink(nn.Module):
 
     def __init__(self, width: int, dims: int) -> None:
         super().__init__()
-        self.conv = _conv(dims, width, width, stride=2)
+        self.conv = convolution(dims, width, width, stride=2)
 
     def forward(self, h: Tensor, told: Told) -> Tensor:
         return self.conv(h)
@@ -192,7 +192,7 @@ class _Grow(nn.Module):
 
     def __init__(self, width: int, dims: int) -> None:
         super().__init__()
-        self.conv = _conv(dims, width, width)
+        self.conv = convolution(dims, width, width)
 
     def forward(self, h: Tensor, told: Told) -> Tensor:
         return self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
@@ -227,13 +227,13 @@ class _ResBlock(nn.Module):
 
     def __init__(self, wide_in: int, wide_out: int, told: int, dims: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = _norm(wide_in)
-        self.conv1 = _conv(dims, wide_in, wide_out)
+        self.norm1 = group_norm(wide_in)
+        self.conv1 = convolution(dims, wide_in, wide_out)
         self.modulation = nn.Linear(told, 2 * wide_out)
-        self.norm2 = _norm(wide_out)
+        self.norm2 = group_norm(wide_out)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero(_conv(dims, wide_out, wide_out))
-        self.skip = _conv(dims, wide_in, wide_out, kernel=1) if wide_in != wide_out else nn.Identity()
+        self.conv2 = zero(convolution(dims, wide_out, wide_out))
+        self.skip = convolution(dims, wide_in, wide_out, kernel=1) if wide_in != wide_out else nn.Identity()
 
     def forward(self, h: Tensor, embedding: Tensor, resized: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         new = F.silu(self.norm1(h))
@@ -263,10 +263,12 @@ class _Attention(nn.Module):
         return flat.transpose(1, 2).reshape(h.shape)
 
 
-def _conv(dims: int, wide_in: int, wide_out: int, *, kernel: int = 3, stride: int = 1) -> nn.Module:
+def convolution(dims: int, wide_in: int, wide_out: int, *, kernel: int = 3, stride: int = 1) -> nn.Module:
+    """A convolution of 1, 2 or 3 dimensions that keeps the size, but for its stride."""
     return getattr(nn, f"Conv{dims}d")(wide_in, wide_out, kernel, stride=stride, padding=kernel // 2)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with as many groups as fit."""
     # At least four channels to a group: a group of one channel and one pixel would be normalised to zero.
     return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 4))), channels)
