@@ -63,6 +63,10 @@ MISUSE = {
         lambda: guidance.steer(MODEL, lambda x0: x0.mean(), X, particles=3, steps=3, seed=0),
         "6 finite numbers, one a row",
     ),
+    "a reward that is no number": (
+        lambda: guidance.steer(MODEL, lambda x0: x0.flatten(1).sum(1) / 0, X, particles=3, steps=3, seed=0),
+        "6 finite numbers, one a row",
+    ),
     "steering what keeps state": (
         lambda: guidance.steer(guidance.apg(POS, NEG, 2.0), len, X, particles=3, steps=3, seed=0),
         "keeps something",

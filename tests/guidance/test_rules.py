@@ -161,12 +161,14 @@ def test_projection_leaves_no_push_along_x0_and_all_of_it_is_cfg():
 
 def test_momentum_carries_the_last_push_of_each_row_and_is_renewed():
     guided = guidance.apg(ONE, ALL, 2.0, eta=1.0, beta=-0.5).fresh()
-    first, second = ((ONE(POINTS, t).x0 - ALL(POINTS, t).x0) for t in (0.6, 0.5))
+    first, second, third = ((ONE(POINTS, t).x0 - ALL(POINTS, t).x0) for t in (0.6, 0.5, 0.4))
     torch.testing.assert_close(guided(POINTS, 0.6).x0, ONE(POINTS, 0.6).x0 + first)
     index = torch.tensor([3, 3, 0])
     taken = guided.rows(index)
     torch.testing.assert_close(taken(POINTS[index], 0.5).x0, (ONE(POINTS, 0.5).x0 + second - 0.5 * first)[index])
     torch.testing.assert_close(guided.fresh()(POINTS, 0.5).x0, ONE(POINTS, 0.5).x0 + second)
+    last = (third - 0.5 * (second - 0.5 * first))[index]  # what is carried carries what came before
+    torch.testing.assert_close(taken(POINTS[index], 0.4).x0, ONE(POINTS[index], 0.4).x0 + last)
 
 
 def test_cfg_zero_does_not_care_how_large_the_negatives_velocity_is():
@@ -275,6 +277,10 @@ def test_perturbed_attention_guidance_is_guidance_away_from_it():
     weaker = guidance.perturbed(POS)
     p, n = POS(X, 0.5).x0, weaker(X, 0.5).x0
     torch.testing.assert_close(guidance.pag(POS, 3.0)(X, 0.5).x0, n + 3.0 * (p - n), rtol=1e-4, atol=1e-4)
+    guided = guidance.pag(POS, 3.0, where=lambda site: True, between=(0.4, 0.6))
+    n = guidance.perturbed(POS, lambda site: True)(X, 0.5).x0
+    torch.testing.assert_close(guided(X, 0.5).x0, n + 3.0 * (p - n), rtol=1e-4, atol=1e-4)
+    assert torch.equal(guided(X, 0.3).x0, POS(X, 0.3).x0)
 
 
 def test_composition_of_one_term_is_guidance_and_all_terms_are_one_batch():
@@ -289,7 +295,8 @@ def test_composition_of_one_term_is_guidance_and_all_terms_are_one_batch():
 
 def test_a_classifier_is_put_in_eval_mode_for_a_run():
     net = DiT(1, patch=2, width=16, depth=1, heads=2, dropout=0.9, out_channels=10)
-    torch.nn.init.normal_(net.out.weight)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
     judge = guidance.NoisyClassifier(net, MODEL.schedule)
     judge.train()
     guided = guidance.classifier(MODEL, judge, LABELS, 5.0)
@@ -338,6 +345,15 @@ def test_a_reward_is_asked_once_for_each_state():
     noise = sf.noise((8, 2), seed=1, dtype=F64)
     guidance.steer(counted, lambda x0: (calls.append(1), x0[:, 0])[1], noise, particles=8, steps=10, seed=0)
     assert len(evaluated) == 10 and len(calls) == 11
+
+
+def test_where_guidance_is_off_the_negative_is_the_positive():
+    """So CFG++ renoises with it, as without guidance."""
+    guided = guidance.guide(ONE, ALL, 3.0, between=(0.1, 0.4))
+    for t in (0.5, torch.tensor([0.05, 0.2, 0.3, 0.5, 0.6, 0.7, 0.4], dtype=F64)):
+        off = torch.tensor([True, False, False, True, True, True, False]) | (torch.as_tensor(t).ndim == 0)
+        p, pos, neg = guided(POINTS, t), ONE(POINTS, t), ALL(POINTS, t)
+        torch.testing.assert_close(p.negative.eps, torch.where(off[:, None], pos.eps, neg.eps))
 
 
 def test_a_scale_as_a_tensor_is_never_off():

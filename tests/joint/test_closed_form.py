@@ -54,19 +54,22 @@ def test_windows_told_different_things_are_the_canvas_told_their_weighted_mean(n
 
 
 @on_schedules
+@pytest.mark.parametrize("kind", ["even", "by view"])
 @pytest.mark.parametrize("name", ORTHOGONAL)
-def test_orthogonal_views_of_one_gaussian_are_that_gaussian(name, schedule):
-    """Views N(m_i, A_i S A_i.T) make N(mean of A_i.T m_i, S), S any covariance."""
+def test_orthogonal_views_of_one_gaussian_are_that_gaussian(name, kind, schedule):
+    """Views N(m_i, A_i S A_i.T) make N(weighted mean of A_i.T m_i, S), S any covariance."""
     A, schedule = ORTHOGONAL[name], SCHEDULES[schedule]
     d = 16
     root = normal(d, d, seed=3) / 4
     S = root @ root.T + 0.05 * torch.eye(d, dtype=worlds.F64)
     turned = [one(one(S.reshape(d, *SQUARE)).flatten(1).T.reshape(d, *SQUARE)).flatten(1) for one in A]
     means = normal(len(A), *SQUARE, seed=4)
-    made = joint.anagram(PerView(means, torch.stack(turned), schedule), A)
-    mean = torch.stack([one.adjoint(m[None])[0] for one, m in zip(A, means, strict=True)]).mean(0)
+    given, w = _weights(means.shape, kind)
+    made = joint.anagram(PerView(means, torch.stack(turned), schedule), A, weights=given)
+    back = torch.stack([one.adjoint(m[None])[0] for one, m in zip(A, means, strict=True)])
+    mean = (w * back).sum(0) / w.sum(0)
     z = normal(1, *SQUARE, seed=5)
-    for rule in RULES:
+    for rule in RULES if kind == "even" else RULES[:1]:
         x = sf.sample(made, z, sampler=rule, steps=5, seed=4)
         whole = sf.sample(oracle.Gaussian(mean, S, schedule=schedule), z, sampler=rule, steps=5, seed=4)
         torch.testing.assert_close(x, whole, rtol=1e-9, atol=1e-9)
@@ -93,6 +96,15 @@ def test_what_is_merged_does_not_matter_for_one_canonical_state(merge, rule):
     A = WINDOWS["crops"][0]
     z = normal(2, 1, *worlds.CANVAS, seed=6)
     how = {"sampler": rule, "steps": 8, "seed": 7}
+    x = joint.sample(MIXTURE, A, z, merge=merge, **how)
+    torch.testing.assert_close(x, sf.sample(joint.average(MIXTURE, A), z, **how), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("merge", joint.MERGES)
+def test_a_run_may_begin_with_a_picture(merge):
+    """Every view begins with what it sees of it."""
+    A, x0 = WINDOWS["crops"][0], normal(2, 1, *worlds.CANVAS, seed=2)
+    z, how = normal(2, 1, *worlds.CANVAS, seed=6), {"sampler": samplers.ddim, "steps": 3, "start": (x0, 0.6)}
     x = joint.sample(MIXTURE, A, z, merge=merge, **how)
     torch.testing.assert_close(x, sf.sample(joint.average(MIXTURE, A), z, **how), rtol=1e-10, atol=1e-10)
 
@@ -256,9 +268,12 @@ def test_a_collage_of_independent_pixels_is_their_product(name):
 
 
 def test_syncdiffusion_moves_a_step_by_the_gradient_of_the_distance():
-    """For Gaussian windows d x0/d x = k, so half a squared distance to the anchor pushes by w k (x0_i - x0_anchor)."""
+    """For Gaussian windows d x0/d x = k, so half a squared distance to the anchor pushes by w k (x0_i - x0_anchor).
+
+    Each window is told another thing, and outside its times nothing is pushed.
+    """
     A, schedule, c, w = WINDOWS["crops"][0], SCHEDULES["vp"], 0.3, 0.2
-    prior = oracle.Gaussian(normal(1, 4, 5, seed=2), c, schedule=schedule)
+    prior = PerView(normal(6, 1, 4, 5, seed=2), torch.tensor(c, dtype=worlds.F64), schedule)
     z = normal(2, 1, *worlds.CANVAS, seed=6)
     t, to, anchor = 0.6, 0.4, 1
 
@@ -269,13 +284,19 @@ def test_syncdiffusion_moves_a_step_by_the_gradient_of_the_distance():
         walk = samplers.ddim.plan(schedule, [t, to]).run(denoiser, z)
         return next(iter(walk)).x
 
-    push = step(joint.average(prior, A)) - step(joint.syncdiffusion(prior, A, distance, w=w, anchor=anchor, chunk=2))
+    def pushed(*between):
+        return step(joint.syncdiffusion(prior, A, distance, w=w, anchor=anchor, between=between, chunk=2))
+
+    plain = step(joint.average(prior, A))
+    push = plain - pushed(0.5, 0.6)
     x0 = prior(A(z).flatten(0, 1), t).x0.unflatten(0, (2, 3))
     alpha, sigma = schedule(t)
     k = alpha * c / (alpha**2 * c + sigma**2)
     P = dense(A, (1, *worlds.CANVAS), torch.ones(3, 1, 4, 5))
     wanted = (w * k * (x0 - x0[:, anchor : anchor + 1])).flatten(1) @ P.T
     torch.testing.assert_close(push.flatten(1), wanted, rtol=1e-8, atol=1e-8)
+    for apart in ((0.0, 0.55), (0.65, 1.0)):
+        torch.testing.assert_close(pushed(*apart), plain, rtol=1e-12, atol=1e-12)
 
 
 def test_syncdiffusion_pushes_as_much_with_correctors_as_without():
@@ -293,6 +314,16 @@ def test_syncdiffusion_pushes_as_much_with_correctors_as_without():
     plain, push = far(0.0, None), far(0.05, samplers.ddim)
     assert push < 0.85 * far(0.0, samplers.ddim)
     assert plain - far(0.05, None) > 0.5 * (plain - push)
+
+
+def test_a_look_is_colours_and_patterns_wherever_they_lie():
+    x = normal(2, 3, 16, 16, seed=1)
+    assert (joint.look(x, x.roll((3, 5), (2, 3))) < 0.01).all(), "but for what comes in at the edges"
+    torch.testing.assert_close(joint.look(x, x + 0.5), torch.full((2,), 0.75, dtype=worlds.F64))
+    halves, fine, wide = (torch.tensor([1.0, -1.0]).repeat_interleave(k).repeat(8 // k) for k in (8, 1, 2))
+    halves, fine, wide = (line.expand(2, 3, 16, 16) for line in (halves, fine, wide))
+    assert (joint.look(halves, 3 * halves) > 10).all(), "contrast"
+    assert (joint.look(fine, wide) > 1).all() and (joint.look(fine.mT, wide.mT) > 1).all(), "stripes"
 
 
 class Tiny(torch.nn.Module):

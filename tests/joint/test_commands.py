@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from suffuse import Denoiser, cli, fields, nets, pictures, schedules
+from suffuse import Denoiser, cli, fields, joint, nets, noise, operators, pictures, sample, samplers, schedules
 from suffuse.data.shapes import Frieze, parse
 from suffuse.recipes import digits, frieze
 from suffuse.recipes.run import Run
@@ -124,6 +124,13 @@ def test_a_panorama_shows_its_labels_from_left_to_right_at_the_scale_asked(run, 
         assert ((x[..., 18:22] > -0.3 * w) & (x[..., 18:22] < -0.1 * w)).any(), "windows of both overlap"
 
 
+def test_a_pushed_panorama_follows_its_middle_window(run, drawn, tmp_path):
+    call("panorama", run, "--width", 20, "--push", 0.5, "--steps", 2, "--out", tmp_path / "p.png")
+    windows, start = operators.Crops(8, 2, (8, 20)), noise((1, 1, 8, 20), seed=0)
+    pushed = joint.syncdiffusion(Run.open(run).model(), windows, joint.look, w=0.5, anchor=3)
+    torch.testing.assert_close(drawn[0][0], sample(pushed, start, sampler=samplers.ddim, steps=2))
+
+
 def test_an_anagram_is_the_mean_of_what_each_view_is_told_turned_back(run, drawn, tmp_path):
     seen, believing = drawn
     net = believing(0.2)
@@ -149,29 +156,45 @@ def test_a_mesh_is_painted_with_what_it_is_told(coloured, drawn, tmp_path):
         assert abs(low - (0.2 * w + 1) * 127.5) < 2 and high - low < 2
 
 
-@pytest.mark.parametrize("command", ["panorama", "pushed", "anagram"])
-def test_the_same_seed_draws_the_same_and_options_are_heard(command, run, tmp_path):
+@pytest.mark.parametrize("command", ["panorama", "pushed", "anagram", "texture"])
+def test_the_same_seed_draws_the_same_and_options_are_heard(command, request, tmp_path):
     """Each option of how, one at a time: another picture, and the first again."""
+    made, out = (request.getfixturevalue("coloured" if command == "texture" else "run"), tmp_path / "x.png")
     start = {
-        "panorama": ["panorama", run, "--width", 20, "--steps", 2],
-        "pushed": ["panorama", run, "--width", 20, "--steps", 2, "--push", 0.5],
-        "anagram": ["anagram", run, "--label", 1, 2, "--n", 2, "--steps", 2],
+        "panorama": ["panorama", made, "--width", 20, "--steps", 2],
+        "pushed": ["panorama", made, "--width", 20, "--steps", 2, "--push", 0.5],
+        "anagram": ["anagram", made, "--label", 1, 2, "--n", 2, "--steps", 2],
+        "texture": ["texture", "cube", "--run", made, "--views", 2, "--size", 32, "--texture", 16, "--steps", 1],
     }[command]
     options = {
         "panorama": [["--seed", 1], ["--steps", 3], ["--stride", 3]],
         "pushed": [["--push", 5]],
         "anagram": [["--seed", 1], ["--steps", 3]],
+        "texture": [["--seed", 1], ["--steps", 2], ["--views", 3], ["--size", 40], ["--texture", 24]],
     }
 
     def pixels(*more):
-        call(*start, *more, "--out", tmp_path / "x.png")
-        with Image.open(tmp_path / "x.png") as image:
+        call(*start, *more, "--out", out)
+        with Image.open(out / "mesh.png" if command == "texture" else out) as image:
             return image.tobytes()
 
     first = pixels()
-    assert pixels("--chunk", 2) == first if command == "panorama" else pixels() == first
+    assert pixels("--chunk", 2) == first if command in ("panorama", "texture") else pixels() == first
     for option in options[command]:
         assert pixels(*option) != first, option
+
+
+@pytest.mark.parametrize("command", ["panorama", "pushed", "texture"])
+def test_windows_are_looked_at_as_many_together_as_said(command, run, coloured, tmp_path, monkeypatch):
+    model, rows = Run.open(coloured if command == "texture" else run).model(), []
+    model.net.register_forward_pre_hook(lambda net, args: rows.append(len(args[0])))
+    monkeypatch.setattr(Run, "model", lambda self: model)
+    how = ["--steps", 1, "--chunk", 3, "--out", tmp_path / "x.png"]
+    if command == "texture":
+        call("texture", "cube", "--run", coloured, "--views", 1, "--size", 48, "--texture", 16, *how)
+    else:
+        call("panorama", run, "--width", 20, *(["--push", 0.5] if command == "pushed" else []), *how)
+    assert max(rows) == 3 and sum(rows) > 3
 
 
 MISUSE = {

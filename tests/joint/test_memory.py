@@ -44,9 +44,9 @@ def _peak(width, how, chunk=4, stride=16):
 
 @pytest.mark.parametrize(("how", "stride"), [("average", 16), ("average", 4), ("pushed", 16), ("collage", 16)])
 def test_32_x_2048_needs_what_32_x_256_does_and_its_canvas(how, stride):
-    """Some canvases: the noise, the state, the sum of the windows, their count, the belief; no windows."""
+    """Eight canvases: the noise, the state, the sum of the windows, their count, the belief; no windows."""
     (small, canvas), (large, wide) = (_peak(width, how, stride=stride) for width in (256, 2048))
-    assert large - small < 12 * (wide - canvas)
+    assert large - small < 9 * (wide - canvas)  # what windows believe would be two more, or eight
 
 
 def test_all_windows_at_once_do_grow():

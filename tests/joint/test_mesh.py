@@ -28,7 +28,68 @@ def test_a_render_is_an_operator(filter):
     x, y = normal(2, 3, 12, 12), normal(2, 3, 14, 14, seed=1)
     torch.testing.assert_close((A(x) * y).flatten(1).sum(1), (x * A.T(y)).flatten(1).sum(1))
     torch.testing.assert_close(A(A.pinv(A(x))), A(x), rtol=1e-6, atol=1e-6)
-    assert A(torch.ones(1, 1, 12, 12)).unique().round(decimals=5).tolist() == [0, 1], "a pixel reads one texel's worth"
+    assert A(torch.ones(1, 1, 12, 12)).round(decimals=5).unique().tolist() == [0, 1], "a pixel reads one texel's worth"
+
+
+@pytest.mark.parametrize("filter", ["nearest", "bilinear"])
+def test_a_texture_of_its_own_coordinates_says_where_each_pixel_looks(filter):
+    """A texel's middle is its place, v grows upwards."""
+    R, camera = 100, Camera.look(30, 20)
+    at = (torch.arange(R) + 0.5) / R
+    texture = torch.stack([at.expand(R, R), at.flip(0)[:, None].expand(R, R)])[None]
+    seen = fields.rasterise(CUBE, camera, 24)
+    found = Render(CUBE, camera, 24, R, filter=filter)(texture)[0]
+    off = (found.permute(1, 2, 0) - seen.uv)[seen.face >= 0].abs().max()
+    assert off < (1e-5 if filter == "bilinear" else 0.501 / R)
+
+
+def test_what_a_pixel_sees_lies_on_its_ray():
+    """Seen from a corner and near, where perspective tells; the field is an angle from top to bottom."""
+    size, camera = 40, Camera.look(35, 25, distance=1.6, field=50)
+    seen = fields.rasterise(CUBE, camera, size)
+    side, hit = seen.face // 2, seen.face >= 0
+    place = torch.zeros(size, size, 3)
+    for k, (a, b, _, d) in enumerate(SIDES):
+        share = torch.stack([3 * seen.uv[..., 0] - k % 3, 2 * seen.uv[..., 1] - k // 3], -1) / 0.92 - 0.04 / 0.92
+        a, b, d = (CUBE.vertices[i] for i in (a, b, d))
+        place[side == k] = (a + share[..., :1] * (b - a) + share[..., 1:] * (d - a))[side == k]
+    wide = (2 * torch.arange(size) + 1 - size) / size * torch.tan(torch.deg2rad(torch.tensor(25.0)))
+    ray = torch.stack([wide.expand(size, size), -wide[:, None].expand(size, size), -torch.ones(size, size)], -1)
+    apart = torch.linalg.cross(place - camera.eye, ray @ camera.axes).norm(dim=-1)
+    assert hit.float().mean() > 0.3 and apart[hit].max() < 1e-4
+
+
+def test_cameras_look_at_the_origin_from_where_they_are_said_to_be():
+    close = {"rtol": 0, "atol": 1e-6}
+    for azimuth, eye in ((0, (0.0, 0, 3)), (90, (3.0, 0, 0))):
+        camera = Camera.look(azimuth, 0)
+        torch.testing.assert_close(camera.eye, torch.tensor(eye), **close)
+    for camera in (Camera.look(0, 0), Camera.look(70, 40)):
+        torch.testing.assert_close(camera.axes @ camera.eye, torch.tensor([0, 0, 3.0]), **close)
+        torch.testing.assert_close(torch.linalg.cross(camera.axes[0], camera.axes[1]), camera.axes[2], **close)
+        assert camera.axes[1, 1] > 0 and camera.axes[0, 1].abs() < 1e-6, "y is up"
+    eyes = torch.stack([camera.eye for camera in fields.orbit(4, elevations=(30.0, -30.0))]) / 3
+    high, far = eyes[:, 1], eyes[:, [0, 2]] / 0.75**0.5
+    torch.testing.assert_close(high, torch.tensor([0.5, -0.5, 0.5, -0.5]), **close)
+    torch.testing.assert_close(far, torch.tensor([[0.0, 1], [1, 0], [0, -1], [-1, 0]]), **close)
+
+
+def test_a_side_counts_by_the_cosine_at_which_it_is_seen():
+    """From far away at 60 degrees: cosines of 1/2 and of the root of 3/4, to the fourth power by default."""
+    far = Camera.look(60, 0, distance=500, field=0.15)
+    for how, wanted in (({}, [0.0625, 0.5625]), ({"sharpness": 2.0}, [0.25, 0.75])):
+        weight = Render(CUBE, far, 12, 12, **how).weight
+        assert sorted({round(w, 2) for w in weight[weight > 0].tolist()}) == [round(w, 2) for w in wanted]
+
+
+def test_a_shaded_picture_is_the_rendered_one_on_white():
+    texture = torch.nn.functional.avg_pool2d(normal(1, 3, 72, 72, seed=4).float(), 9, 1, 4)
+    shown, seen = fields.shade(CUBE, texture[0], FRONT, 24), fields.rasterise(CUBE, FRONT, 24)
+    rendered = torch.nn.functional.avg_pool2d(Render(CUBE, FRONT, 48, 72, filter="bilinear")(texture), 2)[0]
+    inside = torch.nn.functional.avg_pool2d((seen.face >= 0).float()[None], 3, 1, 1)[0] == 1
+    assert (shown - rendered)[:, inside].abs().max() < 0.03 and rendered[:, inside].std() > 0.05
+    outside = torch.nn.functional.max_pool2d((seen.face >= 0).float()[None], 3, 1, 1)[0] == 0
+    assert (shown[:, outside] == 1).all() and outside.any()
 
 
 def test_a_cube_from_the_front_is_one_side_of_it():
@@ -61,16 +122,21 @@ def test_what_is_hidden_is_not_seen(azimuth):
 
 
 def test_what_is_nearer_hides_what_is_behind():
-    """Two squares one behind the other, in either order of the list."""
+    """Two squares one behind the other, in either order of the list, of few triangles or of many."""
     square = torch.tensor([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]) / 2
     faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
     uv = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1]])
-    for near in (0, 1):
-        depth = torch.tensor([0.0, 0.0, 0.3])
-        vertices = torch.cat([square + depth * (near == 0), square * 1.5 + depth * (near == 1)])
-        mesh = Mesh(vertices, torch.cat([faces, faces + 4]), uv, torch.cat([faces, faces]))
-        middle = fields.rasterise(mesh, FRONT, 30).face[15, 15]
-        assert int(middle) // 2 == near
+
+    def front(first, second, copies=1):
+        mesh = [faces, *[faces + 4] * copies]
+        mesh = Mesh(torch.cat([first, second]), torch.cat(mesh), uv, faces.repeat(1 + copies, 1))
+        return int(fields.rasterise(mesh, FRONT, 30).face[15, 15]) >= 2
+
+    near = torch.tensor([0.0, 0.0, 0.3])
+    for copies in (1, 600):
+        assert not front(square + near, square * 1.5, copies) and front(square, square * 1.5 + near, copies)
+    slope = torch.tensor([[-0.2, -0.2, 2], [0.2, -0.2, 2], [1.8, 1.8, -6], [-1.8, 1.8, -6]])
+    assert not front(slope, square), "half way up the picture from depth 1 to depth 9 is 1.8, before 3"
 
 
 DATA = Path(os.environ.get("SUFFUSE_DATA", "nowhere")) / "spot" / "spot_mesh_multiview.npz"
@@ -111,6 +177,11 @@ def test_a_mesh_is_written_and_read(tmp_path):
         assert png.size == (16, 16) and png.getpixel((0, 0)) == (0, 87, 174) and png.getpixel((5, 15))[0] > 80
 
 
+def test_a_mesh_is_moved_to_the_middle_and_fits_the_unit_ball():
+    far = Mesh(3 * CUBE.vertices + torch.tensor([5.0, -1, 2]), CUBE.faces, CUBE.uv, CUBE.face_uv).centred()
+    torch.testing.assert_close(far.vertices, CUBE.vertices / 0.75**0.5)
+
+
 def test_polygons_are_cut_and_counted_backwards(tmp_path):
     path = tmp_path / "quad.obj"
     path.write_text("v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\nf -4/-4/1 -3/-3 -2/-2 -1/-1\n")
@@ -121,6 +192,9 @@ def test_polygons_are_cut_and_counted_backwards(tmp_path):
 def test_windows_of_cameras_merge_to_the_average_by_how_squarely_they_look():
     """Windows that believe in one colour each paint what weighted least squares says, and the rest is filled."""
     views = windows_of(CUBE.centred(), fields.orbit(3), window=12, size=18, texture=20)
+    weight = torch.stack([Render(CUBE.centred(), camera, 18, 20).weight for camera in fields.orbit(3)])
+    weight = sf.operators.Crops(12, 6, (18, 18))(weight[:, None]).flatten(0, 1)
+    assert torch.equal(views.weights, weight[weight.flatten(1).any(1)])
     colours = normal(views.n, 1, 12, 12, seed=3)
     x, share = paint(_Points(colours), views, (1, 12, 12), steps=2, seed=0, chunk=5, sampler=sf.samplers.ddim)
     known = views.A.adjoint(torch.ones(1, views.n, 1, 12, 12))[0, 0] > 0
@@ -153,12 +227,17 @@ def test_beside_the_mesh_a_view_keeps_its_own_belief():
     for merge in ("x0", "eps"):
         p = joint.agree(prior, A, merge=merge, holes=True)(x, 0.5)
         assert (p.x0 - own)[beside].abs().max() < 1e-12 and (p.x0 - own)[~beside].abs().max() > 0.1
-    ends = []
-    seen = joint.Views(A, holes=True)
+    how = {"sampler": sf.samplers.ddim, "grid": [1.0, 0.5, 0.0]}
+    alone, asked = next(iter(sf.run(prior, x[0], **how))).x[None], []
+
+    def watched(x, t, *, to=None):
+        asked.append(x[None])
+        return prior(x, t)
+
+    watched.schedule = prior.schedule
     for merge in ("x", "step"):
-        out = joint.sample(prior, seen, x, state="views", merge=merge, steps=2, sampler=sf.samplers.ddim)
-        ends.append(out)
-    assert all(end.isfinite().all() for end in ends)
+        joint.sample(watched, A, x, state="views", merge=merge, holes=True, **how)
+        assert (asked[-1] - alone)[beside].abs().max() < 1e-12 and (asked[-1] - alone)[~beside].abs().max() > 0.1
 
 
 def test_unknown_texels_take_their_neighbours_means():
