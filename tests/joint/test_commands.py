@@ -226,8 +226,10 @@ def test_misuse_is_one_sentence_and_exit_code_2(name, run, coloured, capsys):
     assert stopped.value.code == 2 and message in said and said.count("\n") == 1
 
 
-def test_a_trained_frieze_resumes_to_itself(coloured):
+def test_a_trained_frieze_resumes_to_itself(coloured, monkeypatch):
+    """And learns nothing anew."""
     before = (coloured / "model" / "model.safetensors").read_bytes()
+    monkeypatch.setattr(frieze, "crops", None)
     call("train", "frieze", "--steps", 2, "--batch-size", 2, "--seed", 3, "--resume", "--out", coloured)
     assert (coloured / "model" / "model.safetensors").read_bytes() == before
     settings = Run.open(coloured).settings
@@ -254,7 +256,7 @@ def test_a_judge_says_of_its_lesson_what_was_done_to_it():
     x, real, style, colour = frieze.lesson(5, items)
     clean, truth = frieze.bared(Frieze(5)[items], items % 8 == 0).images, Frieze(5)[items].attributes
     off = (x - clean).abs().mean((1, 2, 3))
-    assert real[:32].all() and (~real[32:]).sum() > 20
+    assert real[:32].all() and (~real[32:]).sum() > 20 and real[32:].any()
     assert off[real].mean() < 0.06 and off[~real].mean() > 0.12
     assert torch.equal(style, truth.style) and torch.equal(colour, truth.background)
 

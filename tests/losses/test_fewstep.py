@@ -6,38 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from suffuse import Denoiser, guide, losses, noise, oracle, parameterize, sample, samplers, schedules
+from suffuse import Denoiser, guide, losses, noise, parameterize, sample, samplers, schedules
 from suffuse.losses import fewstep
 from suffuse.nets import MLP, Label, Scalar
 
-M, C = 0.4, 0.3  # mean and variance of the data, in each of two dimensions
-WORLD = oracle.Gaussian(torch.tensor([M, M], dtype=torch.float64), C)
+from .worlds import WORLD, C, M, exact
+
 N = 20_000
-
-
-class Exact(nn.Module):
-    """The mean slope of the flow of N(M, C) between two times on the linear schedule, and ways to leave it by row."""
-
-    conditions = ("to",)
-
-    def __init__(self, rows=0, m=M):
-        super().__init__()
-        self.theta = nn.Parameter(torch.zeros(rows, 3, dtype=torch.float64))
-        self.m = m
-
-    def forward(self, x, t, to=None):
-        t, s = t.double()[:, None], (torch.zeros_like(t) if to is None else to).double()[:, None]
-        spread, there = (((1 - a) ** 2 * C + a**2) ** 0.5 for a in (t, s))
-        r = x - (1 - t) * self.m
-        u = -self.m + r / spread * (C * (t + s - 2) + t + s) / (spread + there)
-        if len(self.theta):
-            a, b, c = self.theta[: len(x)].unsqueeze(-1).unbind(1)
-            u = u + a + b * x * t + c * torch.sin(2 * x + s)
-        return u
-
-
-def exact(rows=0, m=M):
-    return Denoiser(Exact(rows, m), schedules.Linear(), "velocity")
 
 
 def data(n=N, seed=0):
@@ -70,14 +45,30 @@ def test_the_exact_map_has_no_expected_gradient(name):
     assert z.abs().max() < 4, z
 
 
-@pytest.mark.parametrize("name", UNBIASED)
-def test_another_map_has_one(name):
-    """The same losses where the network's data lie elsewhere: what the z-test is able to see."""
-    model = exact(N, m=M + 0.1)
+def pull(loss, off):
+    """The gradient in where the network believes the data to lie, which is `off` the truth, by row."""
+    model = exact(N, m=M + off)
+    model.net.m = torch.tensor(M + off, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(0)
-    UNBIASED[name](model, data()).sum().backward()
-    grad = model.net.theta.grad
+    loss(model, data()).mean().backward()
+    return model.net.m.grad.item(), model.net.theta.grad
+
+
+@pytest.mark.parametrize("off", [-0.1, 0.1])
+@pytest.mark.parametrize("name", UNBIASED)
+def test_another_map_has_one_and_it_leads_back(name, off):
+    """The same losses where the network's data lie elsewhere: what the z-test is able to see."""
+    m, grad = pull(UNBIASED[name], off)
     assert (grad.mean(0) / (grad.std(0) / N**0.5)).abs().max() > 10
+    assert m * off > 0, "downhill is towards the data"
+
+
+def test_the_pull_of_consistency_does_not_fade_as_the_gap_closes():
+    wide, narrow = (
+        pull(functools.partial(fewstep.consistency_training, gap=fewstep.ratio(r), huber=None), 0.1)[0]
+        for r in (0.9, 0.99)
+    )
+    assert narrow == pytest.approx(wide, rel=0.3)
 
 
 FLOW = {
@@ -125,6 +116,18 @@ def test_one_step_of_the_student_is_the_teachers_two_of_ddim():
     with torch.no_grad():
         assert fewstep.progressive(Denoiser(net, schedules.Linear()), data(500), teacher=WORLD, steps=1).max() < 1e-12
         assert fewstep.progressive(exact(), data(500), teacher=WORLD, steps=1).mean() > 1e-4
+
+
+def test_a_halved_student_learns_every_step_of_its_grid_alike():
+    asked = []
+
+    def net(x, t):
+        asked.append(t)
+        return 0 * x
+
+    fewstep.progressive(Denoiser(net, schedules.Linear()), data(400), teacher=WORLD, steps=4)
+    times, rows = asked[0].unique(return_counts=True)
+    assert times.tolist() == [0.25, 0.5, 0.75, 1] and rows.tolist() == [100] * 4
 
 
 SCHEDULES = [schedules.Linear(), schedules.Cosine(), schedules.VP(), schedules.VE(sigma_max=10.0)]
@@ -207,11 +210,11 @@ class TestGuidance:
     def test_latent_consistency_follows_the_guided_teacher_at_the_scale_it_is_told(self):
         teacher, student = self.teacher(), self.student("w")
         torch.manual_seed(0)
-        found = fewstep.latent_consistency(student, self.batch, teacher=teacher, w=(3.0, 3.0), steps=10, skip=2)
+        found = fewstep.latent_consistency(student, self.batch, teacher=teacher, w=(2.0, 4.0), steps=10, skip=2)
         torch.manual_seed(0)
-        torch.rand(32)  # what the scale was drawn with
-        guided = guide(teacher.given(label=self.batch["label"]), teacher, 3.0)
-        told = self.batch | {"w": torch.full((32,), 3.0)}
+        scale = 2 + 2 * torch.rand(32)  # one a row
+        guided = guide(teacher.given(label=self.batch["label"]), teacher, scale)
+        told = self.batch | {"w": scale}
         same = functools.partial(fewstep.consistency_distillation, gap=fewstep.intervals(5), order=1)
         torch.testing.assert_close(found, same(student, told, teacher=guided))
         torch.manual_seed(0)
@@ -226,138 +229,6 @@ class TestGuidance:
         all_rows = fewstep.straight.believed(teacher, told, x, t, w=w).x0
         one = guide(teacher.given(label=self.batch["label"]), teacher, w[7].item())(x, 0.5).x0[7]
         torch.testing.assert_close(all_rows[7], one)
-
-
-class TestDistributionMatching:
-    def test_its_gradient_is_that_of_the_divergence_between_gaussians(self):
-        """x = a + b z; KL between N(alpha a, alpha^2 b^2 + sigma^2) and the data's, averaged over the times."""
-        n, a0, b0 = 400_000, -0.5, 0.9
-        span = lambda n, device: 0.3 + 0.5 * losses.stratified(n, device).double()  # noqa: E731
-        a, b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (a0, b0))
-        real, fake = oracle.Gaussian([M], C), oracle.Gaussian([a0], b0**2)
-        torch.manual_seed(0)
-        x = a + b * torch.randn(n, 1, dtype=torch.float64)
-        fewstep.distribution_matching(real, fake, x, weight="kl", times=span).mean().backward()
-        u, v = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (a0, b0))
-        t = 0.3 + 0.5 * (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
-        own, theirs = (1 - t) ** 2 * v**2 + t**2, (1 - t) ** 2 * C + t**2
-        kl = 0.5 * (own / theirs + (1 - t) ** 2 * (u - M) ** 2 / theirs - 1 - (own / theirs).log())
-        kl.mean().backward()
-        assert a.grad.item() == pytest.approx(u.grad.item(), rel=0.01)
-        assert b.grad.item() == pytest.approx(v.grad.item(), rel=0.01)
-
-    def test_who_learns_when(self):
-        torch.manual_seed(0)
-        teacher, generator, fake = (
-            Denoiser(MLP(2, width=8, depth=1, conditions={"label": Label(3)}), schedules.Linear()) for _ in range(3)
-        )
-        critic = _Critic()
-        for net in (teacher.net, generator.net, fake.net):
-            nn.init.normal_(net.out.weight)
-        loss = fewstep.DMD(teacher, fake, steps=2, every=3, critic=critic)
-        nets = {"teacher": teacher.net, "generator": generator.net, "fake": fake.net, "critic": critic}
-        learnt = []
-        for _ in range(3):
-            for net in nets.values():
-                net.zero_grad()
-            loss(generator, TestGuidance.batch).mean().backward()
-            learnt.append({k for k, net in nets.items() if any(p.grad is not None for p in net.parameters())})
-        assert learnt == [{"fake", "critic"}, {"fake", "critic"}, {"generator"}]
-        trained = {id(p) for p in loss.parameters()}
-        assert trained == {id(p) for net in (fake.net, critic) for p in net.parameters()}
-
-    def test_the_generator_is_trained_where_its_own_jumps_lead(self):
-        """Two steps on exact data: the second start is noised data of the right spread."""
-        seen = []
-
-        def net(x, t):
-            seen.append((t[0].item(), x.std().item()))
-            return WORLD_MAP(x, t)
-
-        generator = Denoiser(net, schedules.Linear())
-        loss = fewstep.DMD(WORLD, Denoiser(MLP(2, width=8, depth=1).double(), schedules.Linear()), steps=2)
-        z = noise((20000, 2), seed=0, dtype=torch.float64)
-        for seed in range(8):
-            torch.manual_seed(seed)
-            loss.generate(generator, z)
-        at = {round(t, 3): std for t, std in seen}
-        assert at.keys() == {1.0, 0.5}
-        assert at[1.0] == pytest.approx(1.0, abs=0.02) and at[0.5] == pytest.approx((0.25 * C + 0.25) ** 0.5, abs=0.01)
-
-
-class TestCritic:
-    """DMD2's critic on N(0.6, 0.3^2) as data and N(-0.4, 0.5^2) as samples: what it learns, and what it pulls at."""
-
-    real, made = oracle.Gaussian([0.6], 0.09), oracle.Gaussian([-0.4], 0.25)
-
-    def test_it_learns_the_log_ratio_of_data_to_samples_under_noise(self):
-        torch.manual_seed(0)
-        fake = Denoiser(MLP(1, width=32, depth=1), schedules.Linear())
-        critic = fewstep.Critic(fake, {"x": torch.zeros(1, 1)})
-        generator = Denoiser(lambda x, t: 1.5 * x + 0.4 if (t == 1).all() else 0 * x, schedules.Linear())
-        loss = fewstep.DMD(self.real, fake, critic=critic, every=10**9)
-        adam = torch.optim.Adam(loss.parameters(), lr=5e-3)
-        kept = [name for name in loss.state_dict() if name != "calls"]
-        assert len({id(p) for p in loss.parameters()}) == len(kept), "weights are kept once"
-        for _ in range(200):
-            adam.zero_grad()
-            loss(generator, {"x": self.real.sample(256, seed=_).float()}).mean().backward()
-            adam.step()
-        x = torch.linspace(-1.2, 1.5, 28, dtype=torch.float64)[:, None]
-        for t in (0.25, 0.4):
-            truth = self.real.log_prob(x, t) - self.made.log_prob(x, t)
-            with torch.no_grad():
-                found = critic(x.float(), torch.full((28,), t))
-            share, exact = found.sigmoid(), truth.sigmoid()  # of being data
-            assert exact.min() < 0.05 and exact.max() > 0.85 and (share - exact).abs().max() < 0.12
-
-    def test_the_generator_goes_where_the_critic_says_data_is(self):
-        """With a teacher that has nothing to add, and logit = k x_t: the gradient by a sum over x0, t and noise."""
-        k, share, a = 1.5, 0.02, torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
-
-        class Steep(nn.Module):
-            def forward(self, x, t):
-                return k * x[:, 0]
-
-        def flow(x, t):
-            p = WORLD_1(x, t)
-            return p.eps - p.x0
-
-        def jump(x, t):
-            return 0.5 * x - a
-
-        span = lambda n, device: 0.2 + 0.6 * losses.stratified(n, device).double()  # noqa: E731
-        loss = fewstep.DMD(
-            WORLD_1,
-            Denoiser(flow, schedules.Linear()),
-            critic=Steep(),
-            adversarial=share,
-            every=1,
-            times=span,
-        )
-        torch.manual_seed(0)
-        loss(Denoiser(jump, schedules.Linear()), {"x": torch.zeros(200_000, 1).double()}).mean().backward()
-        t, z = torch.linspace(0.2, 0.8, 801).double()[:, None], torch.linspace(-6, 6, 1201).double()
-        x = (1 - t) * 0.2 + (((1 - t) * 0.5) ** 2 + t**2).sqrt() * z
-        weight = (-(z**2) / 2).exp() / (-(z**2) / 2).exp().sum()
-        truth = -share * k * ((1 - t) * torch.sigmoid(-k * x) * weight).sum(1).mean()
-        assert a.grad.item() == pytest.approx(truth.item(), rel=0.02)
-
-
-WORLD_1 = oracle.Gaussian([0.3], 0.2)
-
-
-def WORLD_MAP(x, t):
-    return Exact()(x, t, torch.zeros_like(t))
-
-
-class _Critic(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(3, 1)
-
-    def forward(self, x, t, label):
-        return self.linear(torch.cat([x, t[:, None]], 1))[:, 0]
 
 
 def test_annealed_moves_the_setting_with_the_rows_seen_and_keeps_count():
@@ -477,16 +348,6 @@ MISUSE = {
         'a network that predicts "x0" is not by construction',
     ),
     "warmup": (lambda: fewstep.continuous_consistency(PLAIN, BATCH, warmup=2.0), r"warmup in \[0, 1\]"),
-    "weight": (lambda: fewstep.distribution_matching(WORLD, WORLD, START, weight="k"), "weight must be 'adaptive'"),
-    "every": (lambda: fewstep.DMD(WORLD, PLAIN, every=0), "steps and every must be at least 1"),
-    "a critic of nothing": (
-        lambda: fewstep.Critic(Denoiser(nn.Linear(2, 2), schedules.Linear()), {"x": START}),
-        "Linear has neither `middle` nor `blocks`",
-    ),
-    "a critic of what is not there": (
-        lambda: fewstep.Critic(PLAIN, {"x": START}, at="blocks.9"),
-        "MLP has no module 'blocks.9' to look at",
-    ),
     "rows": (lambda: fewstep.Annealed(fewstep.meanflow, 0, dict), "rows must be at least 1, got 0"),
 }
 

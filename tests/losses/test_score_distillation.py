@@ -156,15 +156,32 @@ class TestExpectedGradients:
     nodes, share = (torch.as_tensor(v) for v in np.polynomial.hermite_e.hermegauss(100))
     nodes, share = nodes[:, None], share / share.sum()
 
-    def test_sdi_is_deterministic_and_meets_the_exact_inversion(self):
-        world, t = WORLDS["gaussian"], 0.4
+    @pytest.mark.parametrize(
+        ("schedule", "c", "m"), [(VP, 0.4, 0.5), (schedules.Linear(), 0.7, -0.3)], ids=["its own", "by another"]
+    )
+    def test_sdi_is_deterministic_and_meets_the_exact_inversion(self, schedule, c, m):
+        world, by, t = (*(oracle.Gaussian([a], b, schedule=schedule) for a, b in ((0.5, 0.4), (m, c))), 0.4)
         x = POINTS[:, None].clone().requires_grad_()
-        (grad,) = torch.autograd.grad(losses.sdi(world, x, t=t, steps=400).sum(), x)
-        (alpha, sigma), c, m = VP(t), 0.4, 0.5
-        spread = (alpha**2 * c + sigma**2) ** 0.5
-        x_t = alpha * m + spread / c**0.5 * (POINTS - m)  # along the flow of a Gaussian
+        inverter = None if c == 0.4 else by
+        (grad,) = torch.autograd.grad(losses.sdi(world, x, t=t, inverter=inverter, steps=400).sum(), x)
+        alpha, sigma = schedule(t)
+        x_t = alpha * m + (alpha**2 + sigma**2 / c) ** 0.5 * (POINTS - m)  # along the flow of a Gaussian
         kappa = (x_t - alpha * POINTS) / sigma
-        close(grad[:, 0], sigma**2 * (sigma * (x_t - alpha * m) / spread**2 - kappa))
+        eps = sigma * (x_t - alpha * 0.5) / (alpha**2 * 0.4 + sigma**2)
+        close(grad[:, 0], sigma**2 / (alpha**2 + sigma**2) * (eps - kappa))
+
+    @pytest.mark.parametrize("name", ["sds", "dds", "pds"])
+    def test_what_is_there_already_is_not_pushed_at_all(self, name):
+        """Not on average alone: all data at one point, where the noise is known; an edit to what the image shows."""
+        world, point = WORLDS["mixture"], oracle.Gaussian([0.5], 1e-12, schedule=VP)
+        x = (torch.full((500, 1), 0.5).double() if name == "sds" else world.sample(500, seed=0)).requires_grad_()
+        loss = {
+            "sds": lambda: losses.sds(point, x),
+            "dds": lambda: losses.dds(world, x, world, x.detach()),
+            "pds": lambda: losses.pds(world, x, world, x.detach()),
+        }[name]()
+        (grad,) = torch.autograd.grad(loss.sum(), x)
+        assert grad.abs().max() < 1e-6
 
 
 def test_a_stochastic_latent_is_the_noise_that_ddpm_drew():

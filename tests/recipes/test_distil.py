@@ -10,12 +10,13 @@ from PIL import Image
 from torch import nn
 
 from suffuse import Denoiser, cli, nets, noise, pictures, sample, samplers, schedules
+from suffuse.losses import fewstep
 from suffuse.recipes import digits, distil, draw, edit
 from suffuse.recipes.run import Run
 from suffuse.training import fit, save
 from suffuse.training.backward import Backward
 from suffuse.training.files import read_json
-from tests.losses import test_fewstep as flow
+from tests.losses import worlds as flow
 from tests.recipes.test_cli import call
 
 BRIEF = {"steps": 4, "batch_size": 8, "pairs": 16, "progress": False}
@@ -50,6 +51,8 @@ def test_a_student_begins_as_its_teacher(name):
     before = teacher.given(label=torch.arange(6))(x, 0.6).x0
     torch.testing.assert_close(student.given(**told)(x, 0.6, to=0.2).x0, before)
     assert all(p.requires_grad for p in student.net.parameters())
+    shared = {id(p) for p in student.net.parameters()} & {id(p) for p in teacher.net.parameters()}
+    assert not shared, "a teacher does not learn along"
 
 
 @pytest.mark.parametrize("name", distil.METHODS)
@@ -87,23 +90,51 @@ def test_an_interrupted_training_resumes_bit_for_bit(name, teacher, tmp_path, mo
         return usual(self, *args)
 
     usual = Backward.__call__
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Backward, "__call__", stopping)
         patch.setattr(distil, "fit", functools.partial(fit, checkpoint_every=0.0))
-        distil.train(teacher, out, **how)
-    again = distil.train(teacher, out, resume=True, **how)
+        with pytest.raises(KeyboardInterrupt):
+            distil.train(teacher, out, **how)
+        again = distil.train(teacher, out, resume=True, **how)
+    assert len(asked) == 6 + 3, "five steps of eight were kept"
     path = "model/model.safetensors"
     assert (again.path / path).read_bytes() == (whole.path / path).read_bytes()
     other = distil.train(teacher, tmp_path / "other", **how | {"seed": 1})
     assert (other.path / path).read_bytes() != (whole.path / path).read_bytes()
 
 
-def test_a_halved_student_is_the_stage_made_for_the_budget(teacher, tmp_path):
-    made = distil.train(teacher, tmp_path / "out", method="progressive", nfe=1, **BRIEF)
+def test_a_halved_student_is_the_stage_made_for_the_budget(teacher, tmp_path, monkeypatch):
+    """Each half learns of the student before it; the first, of the teacher with its guidance."""
+    usual, taught = fewstep.progressive, []
+
+    def watched(model, batch, *, teacher, steps, w=1.0):
+        taught.append((next(teacher.net.parameters()), steps, w))
+        return usual(model, batch, teacher=teacher, steps=steps, w=w)
+
+    monkeypatch.setattr(fewstep, "progressive", watched)
+    made = distil.train(teacher, tmp_path / "out", method="progressive", nfe=1, w=2.0, **BRIEF)
     assert sorted(p.name for p in made.path.glob("steps-*")) == ["steps-1", "steps-2", "steps-4", "steps-8"]
     weights = {n: next(iter(distil.model_for(made, n).net.parameters())) for n in (1, 2, 4, 8)}
     assert not any(torch.equal(weights[n], weights[2 * n]) for n in (1, 2, 4))
     assert torch.equal(weights[1], next(iter(made.model().net.parameters())))
+    assert [(steps, w) for _, steps, w in taught] == [(8, 2.0), (4, 1.0), (2, 1.0), (1, 1.0)]
+    of = [next(Run.open(teacher).model().net.parameters()), weights[8], weights[4], weights[2]]
+    assert all(torch.equal(by, want) for (by, _, _), want in zip(taught, of, strict=True))
+
+
+GUIDED = [name for name in distil.METHODS if name != "consistency-training"]
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ("meanflow", "dmd") else pytest.param(n, marks=pytest.mark.slow) for n in GUIDED]
+)
+def test_the_teachers_guidance_is_taken_over(name, teacher, tmp_path):
+    """Beyond what latent consistency learns anyway."""
+    found = []
+    for w in (3.0, 6.0):
+        made = distil.train(teacher, tmp_path / f"{w}", method=name, nfe=1, w=w, **BRIEF | {"pairs": 8})
+        found.append((made.path / "model/model.safetensors").read_bytes())
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("name", distil.METHODS)

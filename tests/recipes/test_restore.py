@@ -129,13 +129,26 @@ def test_operators_are_named_as_they_act():
     A = restore.operator("downsample:2 @ blur:1.0", (16, 16))
     want = operators.Downsample(2, (16, 16))(operators.GaussianBlur(1.0)(x))
     torch.testing.assert_close(A(x), want, rtol=0, atol=0)
-    assert torch.equal(restore.operator("box:1,2,3,4", (16, 16))(x), operators.Mask.box((16, 16), (1, 2, 3, 4))(x))
-    said = {"motion": "5,30", "text": "a", "random": "0.3", "radon": "4", "fourier": "0.5", "phase": "2", "hdr": "1.5"}
-    for name, (kinds, _) in restore.OPERATORS.items():
-        rest = said.get(name, {0: "", 1: "2", 4: "1,2,3,4"}.get(len(kinds)))
+    said = {
+        "identity": operators.Identity(),
+        "blur:2": operators.GaussianBlur(2.0),
+        "motion:5,30": operators.MotionBlur(5, 30.0),
+        "downsample:2": operators.Downsample(2, (16, 16)),
+        "grey": operators.Greyscale(),
+        "random:0.3": operators.Mask.random((16, 16), keep=0.3, seed=0),
+        "box:1,2,3,4": operators.Mask.box((16, 16), (1, 2, 3, 4)),
+        "text:a": operators.Mask.text((16, 16), "a"),
+        "radon:4": operators.Radon(4, (16, 16)),
+        "fourier:0.5": operators.MaskedFourier.columns((16, 16), keep=0.5, seed=0),
+        "hdr:1.5": operators.HighDynamicRange(1.5),
+        "quantise:2": operators.Quantise(2),
+        "phase:2": operators.PhaseRetrieval(2.0),
+    }
+    assert [name.partition(":")[0] for name in said] == list(restore.OPERATORS)
+    for name, made in said.items():
         colours = 3 if name == "grey" else 1
-        y = restore.operator(f"{name}:{rest}" if rest else name, (16, 16))(x.expand(2, colours, 16, 16))
-        assert y.shape[0] == 2 and y.abs().max() > 0
+        y = restore.operator(name, (16, 16))(x.expand(2, colours, 16, 16))
+        assert torch.equal(y, made(x.expand(2, colours, 16, 16))) and y.abs().max() > 0, name
 
 
 def test_a_seam_is_a_jump_along_the_edge_of_the_hole():
