@@ -1,5 +1,6 @@
 """Text to image by the command line: what it draws, what it measures, and how it is misused."""
 
+import inspect
 import json
 import shutil
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import torch
 from suffuse import Denoiser, cli, load, pictures, zoo
 from suffuse.data.shapes import COLOURS, SHAPES, Scenes, parse
 from suffuse.metrics import shapes as judges
-from suffuse.recipes import shapes
+from suffuse.recipes import latents, shapes
 from suffuse.recipes.run import Run
 from suffuse.training.files import read_tensors
 
@@ -170,6 +171,14 @@ def test_the_evaluation_of_real_scenes_is_the_judges_ceiling(run, tmp_path, monk
     assert "guided by w=3;" in text and pictures.read_recipe(tmp_path / "samples.png")["w"] == 3
     assert "accuracy against pictures seen" in text
     assert text.count("data:image/png;base64,") >= 2 and all(p in text for p in shapes.PROMPTS)
+
+
+def test_what_is_measured_is_asked_of_scenes_that_no_training_drew(run):
+    for recipe in (shapes, latents):
+        seed = inspect.signature(recipe.evaluate).parameters["seed"].default
+        asked = Scenes(seed, counts=(0.0, 1.0), held_out=False, identical=0.0, full=True)(0, 96).images
+        trained = Scenes(Run.open(run).settings["seed"] + 1)(0, 96).images
+        assert not (asked == trained).flatten(1).all(1).any(), "number for number they were the same scenes"
 
 
 def test_the_probe_sees_binding_where_there_is_some():

@@ -104,7 +104,7 @@ def train_clip(
         model.image.convolutions.eval()  # their statistics are locked as well
         x, said, wrong, usable = lesson(seed, batch["item"])
         text = model.text(torch.cat([said, wrong]))
-        return contrast(model.image(x), text[: len(x)], model.warmth, text[len(x) :], usable)
+        return contrast(model.image(x), text[: len(x)], model.logit_scale, text[len(x) :], usable)
 
     began = time.process_time()
     done = fit(

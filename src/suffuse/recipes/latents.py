@@ -271,7 +271,7 @@ def train(
     return run
 
 
-def evaluate(made: Run, *, n: int = 1000, nfe: int = 20, w: float = W, seed: int = 1) -> dict[str, Any]:
+def evaluate(made: Run, *, n: int = 1000, nfe: int = 20, w: float = W, seed: int = FRESH) -> dict[str, Any]:
     """Caption match at this size by the held-out judge, and pictures a second with decoding; writes metrics.json."""
     model = made.model()
     asked = captions(n, seed)

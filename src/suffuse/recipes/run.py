@@ -70,7 +70,7 @@ class Run:
     @property
     def ships(self) -> bool:
         """Whether it is one of those that ship with suffuse, to which nothing is written."""
-        return zoo.has(self.path.name) and zoo.path(self.path.name) == self.path
+        return zoo.has(self.path.name) and zoo.path(self.path.name) == self.path.resolve()
 
     @property
     def model_hash(self) -> str:

@@ -211,14 +211,16 @@ class _Loss(nn.Module):
         return self.aligned(model, {"x": z, "text": text.ids(drawn.captions, length=WORDS)}, of=drawn.images)
 
 
-def evaluate(made: Run, out: Path, *, n: int = ASKED, nfe: int = EVALUATIONS, w: float = W, seed: int = 1) -> Any:
+def evaluate(
+    made: Run, out: Path, *, n: int = ASKED, nfe: int = EVALUATIONS, w: float = W, seed: int = latents.FRESH
+) -> Any:
     """Measure by the held-out judge what share of pictures shows all that its caption says.
 
     Several processes share the sampling; then the first goes on alone.
 
     Args:
         made: the run. out: folder for metrics.json and failures.png. n: captions of each kind.
-        nfe: network evaluations for a picture. w: guidance. seed: of captions and noise.
+        nfe: network evaluations for a picture. w: guidance. seed: of captions and noise, none that a training draws.
     Returns:
         For each of `ASKS` and for "real", the real scenes of the kept-out captions: "asked", what it is, and
         "measured", the share for "match" (all that is said) and by attribute. "combinations": "match" by kept-out
