@@ -20,7 +20,7 @@ def test_a_siren_learns_a_picture_and_draws_it_at_twice_the_size():
     loss = lambda image, share: (image - goal).square().flatten(1).sum(1)  # noqa: E731
     theta = distillation.descend(loss, SIREN.start(1, seed=0), steps=300, lr=0.01, field=SIREN)
     assert (SIREN(theta) - goal).square().mean() < 1e-3
-    assert (SIREN(theta, (32, 32)) - target(32, 32)).square().mean() < 1e-2
+    assert (SIREN(theta, (32, 32)) - target(32, 32)).square().mean() < 3e-4, "pixels' middles are places"
 
 
 def test_each_row_is_an_image_of_its_own():

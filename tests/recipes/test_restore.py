@@ -80,8 +80,10 @@ def test_a_picture_may_be_its_own_measurement(run, tmp_path, capsys):
     assert "PSNR" not in capsys.readouterr().out
 
 
-def test_a_canvas_larger_than_the_model_is_restored_in_windows(run, tmp_path):
-    large = tmp_path / "canvas.png"
+def test_a_canvas_larger_than_the_model_is_restored_in_windows(run, tmp_path, monkeypatch):
+    large, model, seen = tmp_path / "canvas.png", Run.open(run).model(), set()
+    model.net.register_forward_pre_hook(lambda net, args: seen.add(args[0].shape[1:]))
+    monkeypatch.setattr(Run, "model", lambda self: model)
     pictures.save_png(pictures.grid(_picture(16), 1, gap=0), large)
     for seed in (0, 1):
         call("restore", large, "--operator", "random:0.5", "--method", "repaint", "--model", run, "--size", 16,
@@ -89,7 +91,7 @@ def test_a_canvas_larger_than_the_model_is_restored_in_windows(run, tmp_path):
     a, b = (_pixels(tmp_path / f"c{seed}.after.png") for seed in (0, 1))
     known = operators.Mask.random((16, 16), keep=0.5, seed=0).known
     assert torch.equal(a[known], _pixels(large)[known])
-    assert (a != b)[~known].float().mean() > 0.5
+    assert (a != b)[~known].float().mean() > 0.5 and seen == {(1, 8, 8)}
 
 
 @pytest.mark.parametrize("method", restore.FILLS)
@@ -103,7 +105,7 @@ def test_fill_changes_what_is_white_in_the_mask_and_nothing_else(method, run, im
     call("fill", image, "--box", 2, 3, 4, 5, *how, "--out", tmp_path / "b.png")
     before, a, b = _pixels(image), _pixels(tmp_path / "a.after.png"), _pixels(tmp_path / "b.after.png")
     assert torch.equal(a[~hole], before[~hole])
-    assert (a != before)[hole].float().mean() > 0.7
+    assert (a != before)[hole].float().mean() > 0.7 and a[hole].float().std() > 5, "painted, not left grey"
     assert torch.equal(a, b), "a mask and a box are two ways to say it"
 
 
@@ -132,7 +134,7 @@ def test_operators_are_named_as_they_act():
     said = {
         "identity": operators.Identity(),
         "blur:2": operators.GaussianBlur(2.0),
-        "motion:5,30": operators.MotionBlur(5, 30.0),
+        "motion:5,30.5": operators.MotionBlur(5, 30.5),
         "downsample:2": operators.Downsample(2, (16, 16)),
         "grey": operators.Greyscale(),
         "random:0.3": operators.Mask.random((16, 16), keep=0.3, seed=0),
@@ -152,10 +154,10 @@ def test_operators_are_named_as_they_act():
 
 
 def test_a_seam_is_a_jump_along_the_edge_of_the_hole():
-    """Of a slope, the slope; where what is outside is raised by four times that, 4: |1 + 4| and |1 - 4| in turn."""
+    """Of slopes 1 down and 2 across, their mean; where what is outside is raised by 4: |1 +- 4| and |2 +- 4|."""
     known = operators.Mask.box((16, 16), (4, 4, 8, 8)).known
-    slope = (torch.arange(16.0)[:, None] + torch.arange(16.0)).expand(2, 3, 16, 16) / 32
-    torch.testing.assert_close(restore.seams(slope, known), torch.full((2,), 1 / 32))
+    slope = (torch.arange(16.0)[:, None] + 2 * torch.arange(16.0)).expand(2, 3, 16, 16) / 32
+    torch.testing.assert_close(restore.seams(slope, known), torch.full((2,), 1.5 / 32))
     torch.testing.assert_close(
         restore.seams(torch.where(known, slope, slope + 4 / 32), known), torch.full((2,), 4 / 32)
     )
@@ -233,6 +235,17 @@ def test_a_model_of_latents_fills_what_is_hidden_without_having_seen_it(latent, 
     assert torch.equal(made[:, :, A.known], x[:, :, A.known].expand(2, -1, -1))
     assert torch.equal(made, other), "what the hole held is not looked at"
     assert (made[0] - made[1])[:, ~A.known].abs().max() > 1e-3 and not torch.equal(made, x.expand(2, -1, -1, -1))
+
+
+def test_cells_are_painted_of_which_a_pixel_is_hidden(latent, monkeypatch):
+    seen = []
+    monkeypatch.setattr(restore.inverse, "blended", lambda model, A, y, z, **how: (seen.append(A.known), z)[1])
+    A = operators.Mask.box((8, 8), (1, 2, 3, 3))
+    restore.filled(latent, A, _picture(), noise((1, 4, 4, 4), 0), method="blended", nfe=1, seed=0)
+    assert (~seen[0]).nonzero().tolist() == [[0, 1], [0, 2], [1, 1], [1, 2]]
+    A = operators.Mask.box((8, 8), (3, 0, 3, 2))
+    restore.filled(latent, A, _picture(), noise((1, 4, 4, 4), 0), method="blended", nfe=1, seed=0)
+    assert (~seen[1]).nonzero().tolist() == [[1, 0], [2, 0]]
 
 
 def test_a_mask_that_cuts_every_cell_is_refused(latent):
