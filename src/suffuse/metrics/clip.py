@@ -162,8 +162,8 @@ def _of_model(model: Any, tokenizer: Any, pictures: Any, name: str | None = None
     settings = pictures if isinstance(pictures, Mapping) else {key: getattr(pictures, key, None) for key in _SETTINGS}
     if missing := [key for key in ("image_mean", "image_std") if settings.get(key) is None]:
         raise ValueError(f"the processor does not say its {' and '.join(missing)}")
-    if _side(settings.get("crop_size")) not in (None, side):
-        raise ValueError(f"the processor crops to {_side(settings['crop_size'])} pixels, the model sees {side}")
+    if crop_side(settings.get("crop_size")) not in (None, side):
+        raise ValueError(f"the processor crops to {crop_side(settings['crop_size'])} pixels, the model sees {side}")
 
     def see(images: Tensor) -> Tensor:
         like = model.visual_projection.weight
@@ -205,7 +205,7 @@ def normalised(images: Tensor, settings: Mapping[str, Any]) -> Tensor:
     return ((images.clamp(-1, 1) + 1) / 2 - centre) / spread
 
 
-def _side(crop: Any) -> int | None:
+def crop_side(crop: Any) -> int | None:
     """The height of a processor's crop_size, which may be one number, or none at all."""
     return crop if crop is None or isinstance(crop, int) else crop["height"]
 

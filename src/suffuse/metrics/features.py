@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from suffuse.denoise import check_range
-from suffuse.metrics.clip import Towers, loaded, middle, normalised, prepared
+from suffuse.metrics.clip import Towers, crop_side, loaded, middle, normalised, prepared
 
 __all__ = ["Features", "features"]
 
@@ -89,7 +89,7 @@ def _of_folder(folder: Path) -> Features:
     if size is None:
         raise ValueError(f"{folder} does not say to which size pictures are brought: its processor has no 'size'")
     edge = size if isinstance(size, int) else next(iter(size.values()))  # {"shortest_edge": 256}, {"height": 224, ...}
-    side = edge if crop is None else crop if isinstance(crop, int) else crop["height"]
+    side = crop_side(crop) or edge
 
     def see(images: Tensor) -> Tensor:
         found = net(pixel_values=normalised(middle(images, side, edge), settings))
