@@ -317,7 +317,7 @@ def test_a_caption_that_cannot_be_read_says_where(caption, wanted):
         (lambda: Frieze(0).crop(torch.arange(4), torch.tensor([3])), "as many crops as friezes, got 1 and 4"),
         (lambda: shapes.subject(0, 50), "32 or a multiple of it, got 50"),
         (lambda: Spec.of(Frieze(0, width=200)(0, 1).attributes), "at most 3 objects, got 1. slots"),
-        (lambda: Scenes(-1)(0, 1), "seed must be"),
+        (lambda: Scenes(-1), "seed must be"),
         (lambda: Scenes(0)[torch.tensor([-1])], "numbers from 0"),
         (lambda: Scenes(0)[torch.tensor([0.5])], "int64"),
         (lambda: shapes.captions(3, 0, objects=4), "1, 2 or 3, got 4"),

@@ -170,6 +170,8 @@ def test_what_towers_cannot_take_is_named(theirs):
             model.eval()
     with pytest.raises(ValueError, match="2 images need 2 captions, got 1"):
         metrics.clip_score(torch.zeros(2, 3, 32, 32), ["a star"], shapes)
+    with pytest.raises(ValueError, match="images must be finite, 1 of 1 is not"):
+        metrics.clip_score(torch.full((1, 3, 32, 32), torch.nan), ["a star"], shapes)
     with pytest.raises(ValueError, match="2 images need 2 captions, got 3"):
         metrics.clip_choice(torch.zeros(2, 3, 32, 32), ["a star", "a ring"], ["a star"] * 3, shapes)
     with pytest.raises(ValueError, match=r"among must be in 2\.\.2, .* got 64"):

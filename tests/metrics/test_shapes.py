@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from suffuse import metrics, noise, zoo
 from suffuse.data import shapes
 from suffuse.data.shapes import COLOURS, Scenes, Spec
-from suffuse.recipes.judges import broken, train_judge
+from suffuse.recipes.judges import broken, lesson, train_judge
 from suffuse.training.files import read_tensors
 
 BARS = {"count": 0.99, "shape": 0.99, "colour": 0.99, "relation": 0.98}
@@ -183,3 +183,9 @@ def test_misuse_is_named():
         metrics.shapes.accuracy(metrics.shapes.judge("use"), Scenes(SEED), 0)
     with pytest.raises(FileNotFoundError, match=r"no 'judge_strict'; it has .*judge_held_out, judge_use"):
         zoo.path("judge_strict")
+
+
+@pytest.mark.parametrize("n", [2, 7, 13, 50])
+def test_a_lesson_has_a_picture_for_every_item(n):
+    images, target = lesson(5, torch.arange(n))
+    assert len(images) == len(target) == n

@@ -59,7 +59,7 @@ def pictures_of(path):
 
 MISUSE = {
     "empty prompt": (["--prompt", ""], "a caption needs words, got an empty one"),
-    "many words": (["--prompt", "red " * 10_000], "--prompt may have 64 words, got one with 10,000"),
+    "many words": (["--prompt", "red " * 10_000], "--prompt may have 24 words, got one with 10,000"),
     "unknown words": (["--prompt", "a crimson blob"], "unknown words 'blob', 'crimson': this model knows a, an, one"),
     "no known word": (["--prompt", "crimson blob", "--any-words"], "no word of 'crimson blob' is known: this model"),
     "w is nan": (["--prompt", "a red circle", "--w", "nan"], "w must be a finite number, got nan"),

@@ -224,8 +224,16 @@ def test_data_that_was_not_scaled_is_refused():
 
 def test_data_that_is_not_finite_is_named(tmp_path):
     data = _data()
+    data["weight"] = torch.ones(len(data["x"]))
+    data["weight"][3] = math.nan
+
+    def weighted(model, batch):
+        return batch["weight"] * LOSS(model, {"x": batch["x"]})
+
+    with pytest.raises(NotFiniteError, match="the data has values that are not finite in 'weight'"):
+        fit(weighted, data, _model(), steps=20, batch_size=50, progress=False)
     data["x"][3] = math.nan
-    with pytest.raises(NotFiniteError, match="the data has values that are not finite in 'x'"):
+    with pytest.raises(ValueError, match=r"data\['x'\] must be finite, 1 of \d+ is not"):
         fit(LOSS, data, _model(), steps=20, batch_size=50, progress=False)
 
 

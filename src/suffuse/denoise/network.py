@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -53,7 +54,7 @@ class _Passed:
 
 
 def check_range(x: Tensor, what: str) -> None:
-    """Refuse data that was plainly not scaled: integers, or values beyond +-30 (images lie in [-1, 1]).
+    """Refuse data that is not finite or plainly not scaled: integers, or beyond +-30 (images lie in [-1, 1]).
 
     Raises:
         TypeError, ValueError: say what was seen. Not looked for on an accelerator.
@@ -62,6 +63,9 @@ def check_range(x: Tensor, what: str) -> None:
         raise TypeError(f"{what} is {x.dtype}: scale it to floating point in about [-1, 1], as in x / 127.5 - 1")
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel():
         low, high = x.min().item(), x.max().item()
+        if not math.isfinite(low + high):
+            bad = int((~x.isfinite().reshape(len(x), -1).all(1)).sum())
+            raise ValueError(f"{what} must be finite, {bad} of {len(x)} {'is' if bad == 1 else 'are'} not")
         if max(-low, high) > 30:
             raise ValueError(f"{what} runs from {low:g} to {high:g}: scale it to about [-1, 1], as in x / 127.5 - 1")
 

@@ -18,9 +18,8 @@ from torch import Tensor
 from suffuse import metrics
 from suffuse.data.shapes import CHANGES, Scenes, changed
 from suffuse.metrics.clip_nets import WORDS, TwoTowers, contrast
-from suffuse.recipes.judges import FRESH, vary
+from suffuse.recipes.judges import FRESH, for_zoo, halved, vary
 from suffuse.training import fit
-from suffuse.training.files import whole_folder, write_json, write_tensors
 
 __all__ = ["lesson", "measure", "train_clip"]
 
@@ -126,12 +125,9 @@ def train_clip(
         log_every=10,
         progress=progress,
     )
-    weights = {k: v.bfloat16() if v.is_floating_point() else v for k, v in done.ema.state_dict().items()}
+    weights = halved(done.ema)
     found = measure(metrics.Towers.of_shapes(weights), fresh)
     about: dict[str, Any] = {"seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr}
     about |= {"seconds": round(done.seconds, 1), "processor_seconds": round(time.process_time() - began, 1)}
     about |= {"measured": {name: value.to_json() for name, value in found.items()}}
-    with whole_folder(out / "clip_shapes") as folder:
-        write_tensors(folder / "model.safetensors", weights)
-        write_json(folder / "model.json", about)
-    return about
+    return for_zoo(out / "clip_shapes", weights, about)

@@ -22,7 +22,7 @@ from suffuse.metrics.judge_nets import IGNORE
 from suffuse.training import Fit, fit
 from suffuse.training.files import read_tensors, whole_folder, write_json, write_tensors
 
-__all__ = ["broken", "filled", "lesson", "study", "train_judge", "vary", "write_judge"]
+__all__ = ["broken", "filled", "for_zoo", "halved", "lesson", "study", "train_judge", "vary", "write_judge"]
 
 J = TypeVar("J", bound=nn.Module)
 
@@ -46,10 +46,9 @@ def lesson(seed: int, items: Tensor) -> tuple[Tensor, Attributes]:
         (0.08, Scenes(seed, counts=three, dotted=True), False),
         (0.10, Scenes(seed, 64, counts=(0.1, 0.2, 0.7)), False),
     )
-    images, targets, start = [], [], 0
-    for share, scenes, breaks in mixture:
-        part = items[start : start + round(share * len(items))]
-        start += len(part)
+    images, targets = [], []
+    sizes = [round(share * len(items)) for share, *_ in mixture[:-1]]
+    for (_, scenes, breaks), part in zip(mixture, items.split([*sizes, len(items) - sum(sizes)]), strict=True):
         batch = scenes[part]
         picture, target = broken(batch) if breaks else (batch.images, batch.attributes)
         scale = scenes.size // 32
@@ -224,13 +223,22 @@ def train_judge(
     settings = {"recipe": "judges", "which": which}
     how: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     done = study(loss, net, out, settings, resume=resume, progress=progress, **how)
-    weights = {k: v.bfloat16() if v.is_floating_point() else v for k, v in done.ema.state_dict().items()}
+    weights = halved(done.ema)
     judge = metrics.shapes.Judge(which, metrics.shapes.filled(which, weights), {})
     errors = metrics.shapes.accuracy(judge, Scenes(FRESH), fresh)
-    about: dict[str, Any] = {"which": which, "seed": seed, "steps": steps, "batch_size": batch_size}
-    about |= {"seconds": round(done.seconds, 1), "processor_seconds": round(time.process_time() - began, 1)}
-    about |= {"accuracy": {name: value.to_json() for name, value in errors.items()}}
-    with whole_folder(out / f"judge_{which}") as folder:
-        write_tensors(folder / "model.safetensors", weights)
-        write_json(folder / "model.json", about)
+    spent = {"seconds": round(done.seconds, 1), "processor_seconds": round(time.process_time() - began, 1)}
+    about = {"which": which, **how} | spent | {"accuracy": {name: value.to_json() for name, value in errors.items()}}
+    return for_zoo(out / f"judge_{which}", weights, about)
+
+
+def halved(net: nn.Module) -> dict[str, Tensor]:
+    """A network's state in bf16, as the zoo keeps it; counts stay whole."""
+    return {k: v.bfloat16() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+
+
+def for_zoo(folder: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> dict[str, Any]:
+    """Write weights, and how they were made and measured, into a folder as the zoo keeps it; returns the latter."""
+    with whole_folder(folder) as work:
+        write_tensors(work / "model.safetensors", weights)
+        write_json(work / "model.json", about)
     return about

@@ -87,7 +87,7 @@ def build(net: str = "dit", latent: int = 8) -> Denoiser:
     Raises:
         ValueError: another name.
     """
-    told: dict[str, Condition] = {"text": nets.Words(VOCABULARY, 192, layers=2)}
+    told: dict[str, Condition] = {"text": nets.Words(VOCABULARY, 192, layers=2, longest=WORDS)}
     if net == "dit":
         return Denoiser(nets.DiT(latent, 1, 192, 6, 3, conditions=told), Linear(), predicts="velocity")
     if net == "unet":

@@ -10,6 +10,7 @@ Kept from training, unless asked for: combinations whose shape and colour indice
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from suffuse.data.shapes.attributes import (
@@ -76,7 +77,7 @@ class Scenes:
         identical: share of the scenes of several objects in which two are alike, for counting.
         full: captions always say every shape and colour, and the relation.
     Raises:
-        ValueError: size, counts or identical out of range; when asked, a seed or items out of range.
+        ValueError: seed, size, counts or identical out of range; when asked, items out of range.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Scenes:
             raise ValueError(f"counts must be one to three probabilities that add to 1, got {counts}")
         if not 0 <= identical <= 1:
             raise ValueError(f"identical must be a share from 0 to 1, got {identical}")
+        Draw(seed, torch.arange(0), _SCENE)  # names a seed that is none
         self.seed, self.size, self.counts, self.identical = seed, size, counts, identical
         self.held_out, self.dotted, self.full = held_out, dotted, full
 
