@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,8 +46,7 @@ class Optimizer:
         ]
         if matrices:
             own = lr if lr_matrices is None else lr_matrices
-            muon = _ShardedMuon if any(sharded(p) for p in matrices) else torch.optim.Muon
-            self.parts.append(muon(matrices, lr=own, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+            self.parts.append(_Muon(matrices, lr=own, weight_decay=weight_decay))
         self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
     def unscale(self, scaler: torch.amp.GradScaler) -> None:
@@ -106,26 +106,51 @@ class Optimizer:
             first += sum(len(group["params"]) for group in part.param_groups)
 
 
-class _ShardedMuon(torch.optim.Muon):
-    """Muon of matrices shared out between processes: each keeps its part of the momentum, and of the step
+class _Muon(torch.optim.Muon):
+    """torch's Muon, with matrices of one size orthogonalised together, which takes half the time on small ones
 
-        M <- mu M + (1 - mu) G,    W <- (1 - lr decay) W - lr orthogonal((1 - mu) G + mu M),
+        M <- mu M + (1 - mu) G,    W <- (1 - lr decay) W - 0.2 lr sqrt(max side) orthogonal((1 - mu) G + mu M)
 
-    whose direction all of them find, for one whole matrix after the other.
+    Of matrices shared out between processes each keeps its part of M, and all of them find the direction of the whole.
     """
+
+    together = 2**22
+    """Elements at a time: beyond, one matrix keeps the machine busy."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
-            alone = {name: group[name] for name in ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}
-            for p in (p for p in group["params"] if p.grad is not None):
-                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                along = gather(p.grad.lerp(momentum, group["momentum"]))
-                step = torch.zeros_like(along)
-                step.grad = along
-                torch.optim.Muon([step], weight_decay=0.0, momentum=0.0, nesterov=False, **alone).step()
-                local(p).mul_(1 - group["lr"] * group["weight_decay"]).add_(part_of(step, p))
+            mu, lr, decay = (group[name] for name in ("momentum", "lr", "weight_decay"))
+            alike: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike.setdefault(p.shape, []).append(p)
+            for shape, every in alike.items():
+                n = max(1, self.together // shape.numel())
+                for some in (every[i : i + n] for i in range(0, len(every), n)):
+                    along = []
+                    for p in some:
+                        grad: Any = p.grad
+                        momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                        momentum.lerp_(grad, 1 - mu)
+                        along.append(gather(grad.lerp(momentum, mu)))
+                    size = 0.2 * math.sqrt(max(shape))
+                    for p, step in zip(some, _orthogonal(torch.stack(along)), strict=True):
+                        local(p).mul_(1 - lr * decay).add_(part_of(step, p), alpha=-lr * size)
+
+
+def _orthogonal(g: Tensor) -> Tensor:
+    """U S V^T -> about U V^T of each matrix (N, A, B), in bf16: five steps of x <- a x + (b x x^T + c (x x^T)^2) x."""
+    x = g.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT.contiguous()
+    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
+    a, b, c = 3.4445, -4.7750, 2.0315  # steepest at 0 where all singular values end in about (0.7, 1.2)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 def _matrices(net: nn.Module) -> Iterator[Tensor]:
