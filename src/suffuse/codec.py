@@ -20,8 +20,8 @@ class Codec(Protocol):
 
     scale: float
 
-    def encode(self, x: Tensor, seed: int) -> Tensor:
-        """Latents of x (B, ...); the seed draws the posterior's noise."""
+    def encode(self, x: Tensor, seed: int | None) -> Tensor:
+        """Latents of x (B, ...); the seed draws the posterior's noise, None takes its mean."""
         ...
 
     def decode(self, z: Tensor) -> Tensor:

@@ -114,6 +114,7 @@ def test_the_codec_draws_the_posterior_and_undoes_its_scale(model):
         z = codec.encode(image, seed=4)
         drawn = (z / codec.scale - posterior.mean) / posterior.std
         torch.testing.assert_close(drawn, sf.noise(tuple(z.shape), seed=4), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(codec.encode(image, None), posterior.mean * 0.18215)
         torch.testing.assert_close(codec.decode(posterior.mean * 0.18215), codec.net.decode(posterior.mean).sample)
 
 

@@ -6,7 +6,7 @@ import torch
 import suffuse as sf
 from suffuse import inverse, operators, oracle, samplers, schedules
 
-from .methods import MASK, SHAPE, gaussian, mixture
+from .methods import MASK, SHAPE, gaussian, mixture, turned
 
 D = int(torch.Size(SHAPE).numel())
 
@@ -44,6 +44,30 @@ def test_psld_is_its_step(zeta, gamma):
     plan = samplers.ddim.plan(world.schedule, [0.7, 0.5])
     made = inverse.psld(world, A, y, _decode, _encode, zeta=zeta, gamma=gamma, eta=0.0)
     torch.testing.assert_close(plan(made, x) - plan(world, x), -_numeric(loss, x), rtol=1e-5, atol=1e-7)
+
+
+class _Turned:
+    """A codec that loses nothing, and whose latents are drawn with much noise unless the mean is asked for."""
+
+    decode = staticmethod(turned)
+
+    def encode(self, x, seed):
+        return turned(x) if seed is None else turned(x) + 9 * sf.noise(tuple(x.shape), seed, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("A", [MASK, operators.Downsample(2, SHAPE[1:], filter="area")], ids=["mask", "downsample"])
+def test_ddnm_through_a_decoder_is_ddnm_of_what_is_decoded(A):
+    """With an orthogonal linear decoder both are the same."""
+    world, noise = mixture(), sf.noise((3, *SHAPE), seed=1, dtype=torch.float64)
+    y = A(turned(world.sample(3, seed=3)))
+    made, linear = (
+        sf.sample(inverse.ddnm(world, A @ decoder, y), noise, sampler=samplers.ddpm, steps=6, seed=2)
+        for decoder in (operators.Decode(_Turned()), operators.Flip(-1))
+    )
+    torch.testing.assert_close(made, linear)
+    torch.testing.assert_close(A(turned(made)), y)
+    with pytest.raises(TypeError, match="ddnm needs a linear operator"):
+        inverse.ddnm(world, operators.HighDynamicRange(2.0) @ operators.Decode(_Turned()), y)
 
 
 @pytest.mark.parametrize("name", ["resample", "flowdps", "blended"])

@@ -98,6 +98,7 @@ def test_a_codec_draws_by_item_and_gives_back_what_the_decoder_makes_of_it():
     mean, logvar = net.encode(x)
     white = (latent - mean) / (0.5 * logvar).exp()
     torch.testing.assert_close(white, sf.noise((3, 3, 2, 2), 7), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(codec.encode(x, None) / 3.0 + 0.5, mean, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(codec.decode(z), net.decode(latent), rtol=1e-4, atol=1e-4)
     assert codec.encode(x.double(), 7).dtype == torch.float64
 

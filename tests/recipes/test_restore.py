@@ -248,11 +248,15 @@ def test_cells_are_painted_of_which_a_pixel_is_hidden(latent, monkeypatch):
     assert (~seen[1]).nonzero().tolist() == [[1, 0], [2, 0]]
 
 
-def test_a_mask_that_cuts_every_cell_is_refused(latent):
+def test_a_mask_that_cuts_every_cell_is_filled_by_one_method(latent):
     known = torch.ones(8, 8, dtype=torch.bool)
     known[::2, ::2] = False
-    with pytest.raises(ValueError, match="hides a part of every cell of 2 x 2 pixels"):
-        restore.filled(latent, operators.Mask(known), _picture(), noise((1, 4, 4, 4), 0), method="ddnm", nfe=4, seed=0)
+    A, z = operators.Mask(known), noise((1, 4, 4, 4), 0)
+    with pytest.raises(ValueError, match=r"every cell of 2 x 2 pixels, .*: take the method ddnm"):
+        restore.filled(latent, A, _picture(), z, method="repaint", nfe=4, seed=0)
+    with torch.no_grad():
+        made = restore.filled(latent, A, A(_picture()), z, method="ddnm", nfe=10, seed=0)
+    assert torch.equal(A(made), A(_picture())) and (made - _picture())[:, :, ~known].abs().max() > 1e-3
 
 
 def test_a_model_of_latents_restores_what_its_decoder_can_make(latent):

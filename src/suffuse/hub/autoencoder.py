@@ -67,12 +67,13 @@ class KLCodec:
         new.tile, new.overlap = size, overlap
         return new
 
-    def encode(self, x: Tensor, seed: int) -> Tensor:
-        """Latents (B, c, h, w) of images x (B, C, H, W): one draw of the posterior, `sf.noise` of this seed."""
+    def encode(self, x: Tensor, seed: int | None) -> Tensor:
+        """Latents (B, c, h, w) of images x (B, C, H, W): a posterior draw by `sf.noise` of this seed, or the mean."""
         with resident(self.net, self.device):
             mean, std = self._tiles(self._posterior, x.to(self.net.dtype), self.factor, 1).chunk(2, 1)
-        draw = noise(tuple(mean.shape), seed, device=mean.device, dtype=mean.dtype)
-        return ((mean + std * draw - self.shift) * self.scale).to(x.dtype)
+        if seed is not None:
+            mean = mean + std * noise(tuple(mean.shape), seed, device=mean.device, dtype=mean.dtype)
+        return ((mean - self.shift) * self.scale).to(x.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
         """Images of latents z (B, c, h, w)."""

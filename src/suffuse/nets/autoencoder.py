@@ -181,12 +181,14 @@ class LatentCodec:
             z = torch.cat([plain.encode(part, seed + i) for i, part in enumerate(x.split(64))]).double()
         return cls(net, 1 / z.std().item(), z.mean().item())
 
-    def encode(self, x: Tensor, seed: int) -> Tensor:
-        """Latents (B, latent, *spatial) of x: one draw, `sf.noise` of this seed."""
+    def encode(self, x: Tensor, seed: int | None) -> Tensor:
+        """Latents (B, latent, *spatial) of x: one draw, `sf.noise` of this seed, or the mean."""
         weight = next(self.net.parameters())
         mean, logvar = self.net.encode(x.to(weight))
-        draw = noise(tuple(mean.shape), seed, device=mean.device, dtype=mean.dtype)
-        return ((mean + (0.5 * logvar).exp() * draw - self.shift) * self.scale).to(x.dtype)
+        if seed is not None:
+            draw = noise(tuple(mean.shape), seed, device=mean.device, dtype=mean.dtype)
+            mean = mean + (0.5 * logvar).exp() * draw
+        return ((mean - self.shift) * self.scale).to(x.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
         """Data of latents z (B, latent, *spatial)."""

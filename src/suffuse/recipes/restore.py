@@ -130,29 +130,33 @@ FILLS = ("repaint", "ddnm", "blended")
 def filled(model: Any, A: Mask, y: Tensor, z: Tensor, *, method: str, nfe: int, seed: int) -> Tensor:
     """Pictures in [-1, 1] that are y, to the last bit, where the mask is true.
 
-    In latents what is known is the latents of whole cells, of a picture whose hole is painted over with its
-    surroundings; what was known of the rest is put back in the end.
+    In latents the model's belief is decoded, given its known pixels and encoded again (`inverse.ddnm`); "repaint" and
+    "blended" also hold the latents of whole cells, of a picture whose hole is painted over with its surroundings.
 
     Args:
         model: the prior, guided to what the hole shall show. A, y: what is known.
         z: noise (B, C, H, W), of the pictures or their latents. method: one of `FILLS`. nfe: evaluations.
     Raises:
-        ValueError: an unknown method; a mask that leaves no cell of the latents whole.
+        ValueError: an unknown method; of the latter two, a mask that leaves no cell of the latents whole.
     """
     if method not in FILLS:
         raise ValueError(f"unknown method {method!r}: one of {', '.join(FILLS)}")
-    pictures_, known = y, A
-    if model.codec is not None:
-        A, y = _in_latents(model, A, y, seed)
+    codec, kept, of = model.codec, A, y
+    if codec is not None:
+        model = inverse.ddnm(model, A @ operators.Decode(codec), y)
+        if method != "ddnm":
+            kept, of = _in_latents(model, A, y, seed)
     if method == "ddnm":  # with time travel, or the two parts do not match
-        grid = grids.time_travel(grids.flow(model.schedule, max(nfe // 3, 1)), jump=1, repeats=3)
-        x = sample(inverse.ddnm(model, A, y), z, sampler=samplers.ddpm.rising(), grid=grid, seed=seed)
+        repeats = 3 if codec is None else 5
+        grid = grids.time_travel(grids.flow(model.schedule, max(nfe // repeats, 1)), jump=1, repeats=repeats)
+        model = inverse.ddnm(model, A, y) if codec is None else model
+        x = sample(model, z, sampler=samplers.ddpm.rising(), grid=grid, seed=seed)
     elif method == "repaint":
-        x = inverse.repaint(model, A, y, z, steps=max(nfe // 5, 1), repeats=5, seed=seed)
+        x = inverse.repaint(model, kept, of, z, steps=max(nfe // 5, 1), repeats=5, seed=seed)
     else:
-        x = inverse.blended(model, A, y, z, steps=nfe, seed=seed)
+        x = inverse.blended(model, kept, of, z, steps=nfe, seed=seed)
     x = decoded(model, x)
-    return torch.where(known._m(x), pictures_.to(x), x)
+    return torch.where(A._m(x), y.to(x), x)
 
 
 def _in_latents(model: Any, A: Mask, y: Tensor, seed: int) -> tuple[Mask, Tensor]:
@@ -160,7 +164,9 @@ def _in_latents(model: Any, A: Mask, y: Tensor, seed: int) -> tuple[Mask, Tensor
     f = model.codec.factor
     whole = A.known.unflatten(0, (-1, f)).unflatten(2, (-1, f)).all(3).all(1)
     if not bool(whole.any()):
-        raise ValueError(f"the mask hides a part of every cell of {f} x {f} pixels, which are one latent each")
+        raise ValueError(
+            f"the mask hides a part of every cell of {f} x {f} pixels, which are one latent each: take the method ddnm"
+        )
     blur, seen = operators.GaussianBlur(f), A.known.to(y).expand(1, 1, -1, -1)
     around = blur(y * seen) / blur(seen).clamp(min=1e-3)
     latent = Mask(whole)
