@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-__all__ = ["animation", "curves", "grid", "loss_curve", "read_recipe", "save_figure", "save_png"]
+__all__ = ["animation", "curves", "grid", "loss_curve", "read_recipe", "save_figure", "save_png", "scatter"]
 
 KEY = "suffuse"
 
@@ -70,6 +70,12 @@ def save_figure(figure: Figure, path: str | Path, recipe: dict[str, Any] | None 
     part = path.with_name(f".{path.name}.part")
     figure.savefig(part, dpi=dpi, format="png", metadata={"Software": None, **about})
     os.replace(part, path)
+
+
+def scatter(axes: Any, x: Tensor, reach: float, *, colour: str = "#2a6f97", size: float = 2) -> None:
+    """Points (N, 2) on axes from -reach to reach both ways."""
+    axes.scatter(x[:, 0], x[:, 1], s=size, color=colour, lw=0)
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

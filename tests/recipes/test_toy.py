@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from suffuse import cli, metrics, oracle, schedules, training
+from suffuse import cli, metrics, oracle, pictures, schedules, training
 from suffuse.data import toys
 from suffuse.recipes import toy
 
@@ -78,3 +78,11 @@ def test_a_full_disk_is_one_sentence_and_other_failures_are_not_hidden(monkeypat
         with pytest.raises(stop):
             call("train", "toy")
     assert capsys.readouterr().err == "suffuse: no room for it\n"
+
+
+def test_points_are_sampled_into_a_picture_that_is_made_again(run, tmp_path, capsys):
+    out = tmp_path / "x.png"
+    call("sample", run, "--n", 50, "--sampler", "ddim", "--steps", 4, "--out", out)
+    assert pictures.read_recipe(out)["n"] == 50
+    call("reproduce", out)
+    assert "the same bytes" in capsys.readouterr().out

@@ -114,7 +114,9 @@ def picture_shape(model: Any, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
-    """Sample what a recipe says and write it with the recipe inside; of several processes the first goes on alone.
+    """Sample what a recipe says and write it with the recipe inside: pictures in a grid, or points in the plane.
+
+    Of several processes the first goes on alone.
 
     Args:
         recipe: from `recipe_of`, or read from a picture. out: the PNG to write. run: the run's folder, if it moved.
@@ -136,10 +138,18 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
     spacing = None if recipe["grid"] is None else getattr(grids, recipe["grid"])
     x = sample_many(denoiser, n, made.shape, recipe["seed"], sampler=rule, steps=recipe["steps"], grid=spacing)
     alone()
+    about = recipe | {"w": w} | stamp(made)
+    if made.shape == (2,):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4, 4), layout="constrained")
+        pictures.scatter(figure.subplots(), x, 1.15 * x.abs().max().item(), size=4)
+        pictures.save_figure(figure, out, about)
+        return
     x = decoded(denoiser, x)
     columns = max(1, round(n**0.5))
     sheet = pictures.grid(x, columns, scale=max(1, 48 // x.shape[-1]))
-    pictures.save_png(sheet, out, recipe | {"w": w} | stamp(made))
+    pictures.save_png(sheet, out, about)
 
 
 def _rule(recipe: dict[str, Any]) -> Any:

@@ -194,8 +194,8 @@ def pictures_of(made: Run, result: dict[str, Any], *, seed: int = 1) -> Path:
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     for axes, name in zip(figure.subplots(1, 4), shown, strict=True):
         x = samples(model, name, n, seed)
-        _scatter(axes, real, reach, colour="#c9c9c9", size=5)
-        _scatter(axes, x, reach, colour="#2a6f97", size=2)
+        pictures.scatter(axes, real, reach, colour="#c9c9c9", size=5)
+        pictures.scatter(axes, x, reach)
         value = result[name]["measured"]["chamfer"]["value"]
         axes.set_title(f"{result[name]['asked']}\nChamfer {value:.1f}", fontsize=9)
     pictures.save_figure(figure, out / "samples.png", about)
@@ -206,7 +206,7 @@ def pictures_of(made: Run, result: dict[str, Any], *, seed: int = 1) -> Path:
     panels = list(figure.subplots(1, 6))
     for k, axes in enumerate(panels):
         t, x = states[k * 10]
-        _scatter(axes, x, reach, colour="#2a6f97", size=1)
+        pictures.scatter(axes, x, reach, size=1)
         axes.set_title(f"t = {t:.1f}", fontsize=9)
     paths = torch.stack([x for _, x in states])[:, :40]
     panels[-1].plot(paths[..., 0], paths[..., 1], lw=0.5, color="#e07a3f")
@@ -215,11 +215,6 @@ def pictures_of(made: Run, result: dict[str, Any], *, seed: int = 1) -> Path:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     pictures.loss_curve(lines, out / "loss.png", about | {"settings": made.settings})
     return _page(made, result)
-
-
-def _scatter(axes: Any, x: Tensor, reach: float, *, colour: str, size: float) -> None:
-    axes.scatter(x[:, 0], x[:, 1], s=size, color=colour, lw=0)
-    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
 
 
 def _page(made: Run, result: dict[str, Any]) -> Path:
