@@ -18,7 +18,8 @@ PLAIN = {"clip_sample": False}
 
 def close(mine, theirs, tolerance=1e-4):
     assert mine.dtype == theirs.dtype == torch.float32
-    difference = (mine - theirs).abs().max().item()
+    # latents have unit variance; a random network's may grow to 8 times that, and what is rounded grows with them
+    difference = (mine - theirs).abs().max().item() / max(1.0, theirs.std().item())
     assert difference <= tolerance, f"differs by {difference:.2e}"
 
 

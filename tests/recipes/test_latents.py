@@ -21,8 +21,8 @@ QUIET = {"progress": False, "overwrite": True}
 def codec_run(tmp_path_factory):
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("codec")
-    how = {"size": 32, "latent": 4, "width": 8, "multipliers": (1, 2, 2), "steps": 60, "batch_size": 8, "lr": 1e-2}
-    return latents.train_autoencoder(out, **how, estimated=64, perceptual=0.0, adversarial=0.01, ema=0.9, **QUIET)
+    how = {"size": 32, "latent": 4, "width": 8, "multipliers": (1, 2, 2), "steps": 60, "batch_size": 24, "lr": 4e-3}
+    return latents.train_autoencoder(out, **how, estimated=64, perceptual=0.0, adversarial=0.001, ema=0.9, **QUIET)
 
 
 @pytest.mark.slow
