@@ -68,8 +68,8 @@ def test_latents_keep_their_captions_and_the_model_its_codec(codec_run, tmp_path
 
 @pytest.mark.slow
 def test_a_decoder_learns_on_beside_an_encoder_that_stays(codec_run, tmp_path):
-    how = {"size": 32, "batch_size": 8, "estimated": 64, "perceptual": 0.0, "ema": 0.9}
-    made = latents.train_autoencoder(tmp_path / "on", encoder=codec_run.path, steps=30, lr=3e-3, **how, **QUIET)
+    how = {"size": 32, "batch_size": 24, "estimated": 64, "perceptual": 0.0, "ema": 0.9}
+    made = latents.train_autoencoder(tmp_path / "on", encoder=codec_run.path, steps=160, lr=4e-3, **how, **QUIET)
     before, after = (load_codec(p / "codec") for p in (codec_run.path, made.path))
     x = Scenes(3, 32)(0, 64).images
     z = before.encode(x, 0)
