@@ -2,7 +2,8 @@
 
     digits     runs/digits (or --run), the 360 digits that were kept out of training; needs scikit-learn
     fashion    runs/fashion, test pictures of SUFFUSE_DATA
-    shapes     runs/shapes, finished or not: inpainting, and fill by text, read by the held-out judge
+    shapes     runs/shapes, finished or not: inpainting, fill by text read by the held-out judge, and restoration by the
+               methods that work through a decoder
 
 Each writes its section, and leaves the others; its pictures go to docs/images.
 """
@@ -47,6 +48,7 @@ class World:
     problems: tuple[str, ...]
     net: Any
     features: str
+    shown: tuple[str, ...] = ("pigdm", "mmps", "ddrm", "repaint")
 
 
 def newest(run: Path) -> Any:
@@ -93,6 +95,15 @@ def of_fashion(run: Path, n: int) -> World:
     return World("fashion", about, newest(run)[0], test[rows]["x"], problems, judge, "a Fashion-MNIST classifier")
 
 
+def of_scenes(run: Path, n: int) -> World:
+    """Scenes of 32 x 32, by a model of latents."""
+    model, state = newest(run)
+    about = f"`{run}`, {state}, told nothing; scenes of seed 63000001; methods that work through a decoder"
+    problems, judge = ("blur:1.5", "downsample:4", "random:0.3", "box:10,10,12,12"), metrics.shapes.judge("use").net
+    x = Scenes(63_000_001)(0, n).images
+    return World("shapes", about, model, x, problems, judge.eval(), "the judge in use", ("ddnm", "resample", "dps"))
+
+
 def scores(a: Tensor, b: Tensor, net: Any, features: str) -> tuple[float, float, float]:
     """PSNR, SSIM (of pictures enlarged to at least 24 pixels) and perceptual distance."""
     k = math.ceil(24 / a.shape[-1])
@@ -124,9 +135,8 @@ def table(world: World, nfe: int, names: list[str], images: Path) -> str:
         for name, out in outs.items():
             rows.setdefault(name, {})[text] = scores(out, x, world.net, world.features)
             print(f"  {name:14s} " + " ".join(f"{v:8.3f}" for v in rows[name][text]), flush=True)
-        shown = [outs[k][:8] for k in ("least squares", "pigdm", "mmps", "ddrm", "repaint") if k in outs]
         seen = restore.shown(y[:8], A, tuple(x.shape[1:]))
-        strips.append(torch.cat([x[:8], seen, *shown[1:]]))
+        strips.append(torch.cat([x[:8], seen, *(outs[k][:8] for k in world.shown if k in outs)]))
     for text, strip in zip(world.problems, strips, strict=True):
         file = images / f"inverse_{world.name}_{text.split(':')[0]}.png"
         about = {"made by": "benchmarks/inverse_pictures.py", "operator": text, "sigma": SIGMA, "nfe": nfe}
@@ -156,7 +166,7 @@ def table(world: World, nfe: int, names: list[str], images: Path) -> str:
         lines += ["", f"![{text}](images/inverse_{world.name}_{kind}.png)"]
     lines += [
         "",
-        "Rows of the pictures: before, measurement, then pigdm, mmps, ddrm (and repaint) as far as they apply.",
+        f"Rows of the pictures: before, measurement, then {', '.join(world.shown)} as far as they apply.",
     ]
     return "\n".join(lines)
 
@@ -282,7 +292,8 @@ def main() -> None:
         if name == "shapes":
             fills = given.methods or ["ddnm", "repaint"]
             text = of_shapes(run, given.n or 128, given.nfe or 24, images, fills, given.w)
-            title = "Filling scenes of the shapes world"
+            text += "\n\n" + table(of_scenes(run, 16), 50, list(restore.METHODS), images)
+            title = "Scenes of the shapes world: filling and restoring"
         else:
             make: Callable[[Path, int], World] = {"digits": of_digits, "fashion": of_fashion}[name]
             world = make(run, given.n or {"digits": 64, "fashion": 16}[name])

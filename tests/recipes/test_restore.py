@@ -80,6 +80,17 @@ def test_a_picture_may_be_its_own_measurement(run, tmp_path, capsys):
     assert "PSNR" not in capsys.readouterr().out
 
 
+def test_what_a_measured_picture_has_where_it_is_hidden_says_nothing(run, tmp_path):
+    known, made = operators.Mask.box((8, 8), (2, 2, 3, 3)).known, []
+    for name, value in (("black", -1.0), ("white", 1.0)):
+        file = tmp_path / f"{name}.png"
+        pictures.save_png(pictures.grid(torch.where(known, 0.6 * _picture(), value), 1, gap=0), file)
+        call("restore", file, "--operator", "box:2,2,3,3", "--measured", "--method", "dps", "--model", run,
+             "--nfe", 4, "--n", 1, "--out", tmp_path / f"{name}.out.png")  # fmt: skip
+        made.append(_pixels(tmp_path / f"{name}.out.png"))
+    assert torch.equal(*made)
+
+
 def test_a_canvas_larger_than_the_model_is_restored_in_windows(run, tmp_path, monkeypatch):
     large, model, seen = tmp_path / "canvas.png", Run.open(run).model(), set()
     model.net.register_forward_pre_hook(lambda net, args: seen.add(args[0].shape[1:]))

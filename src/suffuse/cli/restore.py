@@ -92,8 +92,8 @@ class Fill:
     """top, left, height and width of what to paint, in pixels of the model's size; or"""
     grow: int = 0
     """pixels to paint beyond each edge"""
-    method: Literal["repaint", "ddnm", "blended"] = "repaint"
-    """how"""
+    method: Literal["repaint", "ddnm", "blended"] | None = None
+    """how; by default repaint, and ddnm for a model of latents"""
     label: int | None = None
     """class it shall show, of a model that may be told one"""
     prompt: str | None = None
@@ -119,4 +119,4 @@ class Fill:
             self.out,
             **{k: v for k, v in vars(self).items() if k not in ("image", "model", "out")},
         )
-        say(f"{self.out}: {self.n} samples by {self.method}; what was known is as it was")
+        say(f"{self.out}: {self.n} samples{f' by {self.method}' if self.method else ''}; what was known is as it was")

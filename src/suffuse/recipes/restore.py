@@ -125,6 +125,8 @@ def restored(
 
 
 FILLS = ("repaint", "ddnm", "blended")
+FILL = {False: "repaint", True: "ddnm"}
+"""The way to fill, by a model of pictures and by one of latents."""
 
 
 def filled(model: Any, A: Mask, y: Tensor, z: Tensor, *, method: str, nfe: int, seed: int) -> Tensor:
@@ -287,7 +289,7 @@ def restore(
     else:
         before = _read(image, size, channels)
         y = GaussianNoise(sigma)(A(before), seed=seed)
-        y = A(y) if isinstance(A, Mask) else y  # what is hidden has no noise either
+    y = A(y) if isinstance(A, Mask) else y  # what is hidden says nothing, whatever a file or the noise has there
     after = restored(model, A, y, _noise(model, made, n, size, seed), method=method, sigma=sigma, nfe=nfe, seed=seed)
     about = {"made by": "suffuse restore", "image": str(image), "run": str(made.path), "operator": operator}
     about |= {"method": method, "sigma": sigma, "measured": measured, "size": size, "nfe": nfe, "seed": seed, "n": n}
@@ -321,7 +323,7 @@ def fill(
     mask: Path | None = None,
     box: Sequence[int] = (),
     grow: int = 0,
-    method: str = "repaint",
+    method: str | None = None,
     label: int | None = None,
     prompt: str | None = None,
     w: float | None = None,
@@ -335,7 +337,7 @@ def fill(
         run, image, out, label, prompt, w, n, nfe, seed: as for `restore`.
         mask: a picture, white where to paint. box: (top, left, height, width) to paint, in pixels of the model's
             size. grow: pixels to paint beyond each edge. One of the three.
-        method: of `FILLS`.
+        method: of `FILLS`, None is that of `FILL`.
     Raises:
         ValueError: not a picture; a mask that hides nothing or all; none or several of mask, box and grow.
     """
@@ -358,7 +360,7 @@ def fill(
     if hidden in (0, A.known.numel()):
         raise ValueError(f"the mask hides {hidden} of {A.known.numel()} pixels: white is painted, black stays")
     model, recipe = _prior(made, model, size, label, prompt, w)
-    y = A(before)
+    method, y = method or FILL[model.codec is not None], A(before)
     after = filled(model, A, y, _noise(model, made, n, size, seed), method=method, nfe=nfe, seed=seed)
     about = {"made by": "suffuse fill", "image": str(image), "run": str(made.path), "method": method, "nfe": nfe}
     about |= {"mask": str(mask) if mask else None, "box": list(box), "grow": grow, "seed": seed, "n": n}
