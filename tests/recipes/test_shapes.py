@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from suffuse import Denoiser, cli, load, pictures, zoo
-from suffuse.data.shapes import COLOURS, SHAPES, Scenes, parse
+from suffuse import Denoiser, cli, guide, load, pictures, samplers, zoo
+from suffuse.data.shapes import COLOURS, SHAPES, Scenes, captions, parse
 from suffuse.metrics import shapes as judges
 from suffuse.recipes import latents, shapes
+from suffuse.recipes.draw import decoded, sample_many
 from suffuse.recipes.run import Run
 from suffuse.training.files import read_tensors
 
@@ -129,6 +130,22 @@ def test_a_model_that_ships_goes_by_its_name_and_nothing_is_written_into_it(run,
     assert (tmp_path / "elsewhere" / "report.html").exists()
 
 
+def test_the_model_that_ships_shows_what_it_is_told():
+    """Captions with kept-out combinations, half the evaluations of the reported number, read by the held-out judge."""
+    made, asked = Run.open("shapes"), captions(32, 77, held_out=True)
+    model = made.model()
+    text = model.conditions["text"]
+    ids = text.ids(asked, length=shapes.WORDS)
+    spoken, deaf = (guide(model.given(text=told), model, shapes.W) for told in (ids, ids.roll(1, 0)))
+    rule = samplers.rules()[shapes.SAMPLER]()
+    right, wrong = (
+        judges.judge("held_out").match(asked, decoded(model, sample_many(d, 32, made.shape, 3, sampler=rule, nfe=10)))
+        for d in (spoken, deaf)
+    )
+    assert right.all.float().mean() >= 0.6 and wrong.all.float().mean() <= 0.1
+    assert made.ships and (made.path / "metrics.jsonl").read_text().count('"match"') == 16
+
+
 def test_a_model_without_text_says_what_it_takes(tmp_path, capsys):
     from suffuse.recipes import digits
 
@@ -168,7 +185,7 @@ def test_the_evaluation_of_real_scenes_is_the_judges_ceiling(run, tmp_path, monk
     assert all((SHAPES.index(k.split()[1]) + COLOURS.index(k.split()[0])) % 6 == 0 for k in result["combinations"])
     report = shapes.pictures_of(made, result | {"w": 3.0}, tmp_path, each=1)
     text = report.read_text()
-    assert "guided by w=3;" in text and pictures.read_recipe(tmp_path / "samples.png")["w"] == 3
+    assert "evaluations (ddpm, w=3);" in text and pictures.read_recipe(tmp_path / "samples.png")["w"] == 3
     assert "accuracy against pictures seen" in text
     assert text.count("data:image/png;base64,") >= 2 and all(p in text for p in shapes.PROMPTS)
 
