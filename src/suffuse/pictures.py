@@ -124,14 +124,15 @@ def loss_curve(lines: Sequence[dict[str, float]], path: str | Path, recipe: dict
 def curves(
     lines: Sequence[dict[str, float]], names: Sequence[str], path: str | Path, recipe: dict[str, Any], title: str
 ) -> None:
-    """Plot numbers against samples seen, from the lines of metrics.jsonl."""
+    """Plot numbers against samples seen, from the lines of metrics.jsonl; the title says what they are."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for name, colour in zip(names, ("#2a6f97", "#e07a3f", "#4b8b3b", "#8a4f9e"), strict=False):
         axes.plot([e["samples"] for e in lines], [e[name] for e in lines], lw=1.2, color=colour, label=name)
-    axes.set(xlabel="samples seen", ylabel=title, ylim=(0, None))
+    axes.set(xlabel="samples seen", ylim=(0, None))
+    axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3)
     if len(names) > 1:
         axes.legend(frameon=False)
