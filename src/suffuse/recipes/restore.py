@@ -120,8 +120,12 @@ def restored(
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: one of {', '.join(METHODS)}")
-    A = A if model.codec is None else A @ operators.Decode(model.codec)
-    return decoded(model, METHODS[method](model, A, y, z, sigma, nfe, seed))
+    return decoded(model, METHODS[method](model, _seen(model, A), y, z, sigma, nfe, seed))
+
+
+def _seen(model: Any, A: Operator) -> Operator:
+    """The operator as it acts on what the model denoises."""
+    return A if model.codec is None else A @ operators.Decode(model.codec)
 
 
 FILLS = ("repaint", "ddnm", "blended")
@@ -144,14 +148,13 @@ def filled(model: Any, A: Mask, y: Tensor, z: Tensor, *, method: str, nfe: int, 
     if method not in FILLS:
         raise ValueError(f"unknown method {method!r}: one of {', '.join(FILLS)}")
     codec, kept, of = model.codec, A, y
-    if codec is not None:
-        model = inverse.ddnm(model, A @ operators.Decode(codec), y)
-        if method != "ddnm":
-            kept, of = _in_latents(model, A, y, seed)
+    if codec is not None and method != "ddnm":
+        kept, of = _in_latents(model, A, y, seed)
+    if codec is not None or method == "ddnm":
+        model = inverse.ddnm(model, _seen(model, A), y)
     if method == "ddnm":  # with time travel, or the two parts do not match
         repeats = 3 if codec is None else 5
         grid = grids.time_travel(grids.flow(model.schedule, max(nfe // repeats, 1)), jump=1, repeats=repeats)
-        model = inverse.ddnm(model, A, y) if codec is None else model
         x = sample(model, z, sampler=samplers.ddpm.rising(), grid=grid, seed=seed)
     elif method == "repaint":
         x = inverse.repaint(model, kept, of, z, steps=max(nfe // 5, 1), repeats=5, seed=seed)
