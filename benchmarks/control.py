@@ -27,9 +27,9 @@ from suffuse.data.shapes.attributes import DIAMETERS, outlineable
 from suffuse.data.shapes.render import Batch
 from suffuse.recipes import control as recipe
 from suffuse.recipes import personalise, shapes
-from suffuse.recipes.draw import decoded, sample_many
+from suffuse.recipes.draw import decoded
 
-ROOT, NFE, W, SEED = Path("runs/control"), 20, shapes.W, 1_000_003
+ROOT, NFE, W, SEED = Path("runs/control"), 20, shapes.SAMPLING["w"], 1_000_003
 
 
 def folder(args, name: str) -> Path:
@@ -67,7 +67,7 @@ def match(batch: Batch, x: torch.Tensor) -> metrics.Measured:
 
 def pictured(model, given: dict, n: int, seed: int) -> torch.Tensor:
     """n pictures, guided to what is given."""
-    return decoded(model, sample_many(sf.guide(model.given(**given), model, W), n, model.shape, seed, nfe=NFE))
+    return decoded(model, shapes.sampled(model.given(**given), model, n, seed, nfe=NFE))
 
 
 def train(args) -> None:

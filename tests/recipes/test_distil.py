@@ -168,13 +168,13 @@ def test_a_student_is_told_the_guidance_folded_into_it_and_none_is_guided_twice(
     for asked, w in ((None, 2.0), (2.75, 2.75), (1, 1.0)):
         model, said = draw.told(made, 2, [1, 4], [], asked)
         x = sample(model, start, sampler=distil.plan(made, model, 2), seed=0)
-        assert said == w and (x[0] + 0.4 * w).abs().max() < 1e-5 and (x[1] + 0.1 * w).abs().max() < 1e-5
+        assert said["w"] == w and (x[0] + 0.4 * w).abs().max() < 1e-5 and (x[1] + 0.1 * w).abs().max() < 1e-5
     with pytest.raises(ValueError, match="learned guidance from w=1 to 3, got w=4"):
         draw.told(made, 2, [1, 4], [], 4.0)
     plain, made = tiny(), Run(None, "distil", digits.SHAPE, {"method": "scm", "w": 3.0}, 1.0)
     monkeypatch.setattr(Run, "model", lambda self: plain)
-    model, w = draw.told(made, 2, [1, 4], [], None)
-    assert w == 1 and torch.equal(model(start, 0.5).x0, plain.given(label=torch.tensor([1, 4]))(start, 0.5).x0)
+    model, said = draw.told(made, 2, [1, 4], [], None)
+    assert said["w"] == 1 and torch.equal(model(start, 0.5).x0, plain.given(label=torch.tensor([1, 4]))(start, 0.5).x0)
     with pytest.raises(ValueError, match="guidance of w=3 is folded into this student and would act twice"):
         draw.told(made, 2, [1, 4], [], 2.0)
 

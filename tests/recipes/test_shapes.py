@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from suffuse import Denoiser, cli, guide, load, pictures, samplers, zoo
+from suffuse import Denoiser, cli, load, pictures, zoo
 from suffuse.data.shapes import COLOURS, SHAPES, Scenes, captions, parse
 from suffuse.metrics import shapes as judges
 from suffuse.recipes import latents, shapes
-from suffuse.recipes.draw import decoded, sample_many
+from suffuse.recipes.draw import decoded
 from suffuse.recipes.run import Run
 from suffuse.training.files import read_tensors
 
@@ -37,9 +37,37 @@ def test_a_prompt_is_drawn_and_drawn_again(run, tmp_path, capsys):
     out = tmp_path / "x.png"
     call("sample", run, "--prompt", "a red circle", "a Blue square.", "--n", 3, "--steps", 2, "--out", out)
     recipe = pictures.read_recipe(out)
-    assert recipe["prompt"] == ["a red circle", "a Blue square."] and recipe["w"] == shapes.W
+    assert recipe["prompt"] == ["a red circle", "a Blue square."]
+    assert (recipe["w"], tuple(recipe["between"]), recipe["sampler"]) == tuple(shapes.SAMPLING.values())
     call("reproduce", out)
     assert "the same bytes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("other", [("--between", 0.2, 0.5), ("--sampler", "ddim"), ("--w", 1)])
+def test_how_a_run_is_sampled_is_its_own_until_it_is_named(run, tmp_path, other):
+    always = ("--prompt", "a red circle", "--n", 1, "--steps", 3)
+    own = (
+        "--w",
+        shapes.SAMPLING["w"],
+        "--between",
+        *shapes.SAMPLING["between"],
+        "--sampler",
+        shapes.SAMPLING["sampler"],
+    )
+    drawn = {}
+    for name, how in (("silent", ()), ("own", own), ("other", other)):
+        call("sample", run, *always, *how, "--out", tmp_path / f"{name}.png")
+        drawn[name] = pictures_of(tmp_path / f"{name}.png")
+    assert torch.equal(drawn["silent"], drawn["own"]) and not torch.equal(drawn["silent"], drawn["other"])
+
+
+def test_a_first_step_from_noise_alone_is_not_guided(run):
+    """A picture at one evaluation is the same at any scale, and is not at two."""
+    model = Run.open(run).model()
+    spoken = model.given(text=["a red circle"])
+    one, two = ([shapes.sampled(spoken, model, 1, 0, w=w, nfe=n) for w in (1.0, 2.0, 9.0)] for n in (1, 2))
+    assert torch.equal(one[0], one[1]) and torch.equal(one[1], one[2])
+    assert not torch.equal(two[0], two[1]) and not torch.equal(two[1], two[2])
 
 
 def test_unknown_words_may_be_left_out(run, tmp_path):
@@ -136,11 +164,10 @@ def test_the_model_that_ships_shows_what_it_is_told():
     model = made.model()
     text = model.conditions["text"]
     ids = text.ids(asked, length=shapes.WORDS)
-    spoken, deaf = (guide(model.given(text=told), model, shapes.W) for told in (ids, ids.roll(1, 0)))
-    rule = samplers.rules()[shapes.SAMPLER]()
+    spoken, deaf = (model.given(text=told) for told in (ids, ids.roll(1, 0)))
     right, wrong = (
-        judges.judge("held_out").match(asked, decoded(model, sample_many(d, 32, made.shape, 3, sampler=rule, nfe=10)))
-        for d in (spoken, deaf)
+        judges.judge("held_out").match(asked, decoded(model, shapes.sampled(said, model, 32, 3, nfe=10)))
+        for said in (spoken, deaf)
     )
     assert right.all.float().mean() >= 0.6 and wrong.all.float().mean() <= 0.1
     assert made.ships and (made.path / "metrics.jsonl").read_text().count('"match"') == 16
@@ -185,7 +212,8 @@ def test_the_evaluation_of_real_scenes_is_the_judges_ceiling(run, tmp_path, monk
     assert all((SHAPES.index(k.split()[1]) + COLOURS.index(k.split()[0])) % 6 == 0 for k in result["combinations"])
     report = shapes.pictures_of(made, result | {"w": 3.0}, tmp_path, each=1)
     text = report.read_text()
-    assert "evaluations (ddpm, w=3);" in text and pictures.read_recipe(tmp_path / "samples.png")["w"] == 3
+    assert "evaluations (ddpm, w=3 at times 0 to 0.95);" in text
+    assert pictures.read_recipe(tmp_path / "samples.png")["w"] == 3
     assert "accuracy against pictures seen" in text
     assert text.count("data:image/png;base64,") >= 2 and all(p in text for p in shapes.PROMPTS)
 
@@ -219,7 +247,8 @@ def test_the_probe_sees_binding_where_there_is_some():
             t = t.view(-1, 1, 1, 1)
             return (x - (1 - t) * x0) / t - x0
 
-    knowing = Denoiser(Knowing(), model.schedule, predicts="velocity", condition=model.conditions)
+    told = {"condition": model.conditions, "shape": (3, 32, 32)}
+    knowing = Denoiser(Knowing(), model.schedule, predicts="velocity", **told)
     seen = shapes.probe(knowing, text=text, n=8, nfe=2)
     assert min(seen["bind_colour"], seen["bind_order"], seen["bind_axis"]) > 0.1
     assert set(found) == {"bind_colour", "bind_order", "bind_axis", *shapes.PROBED}

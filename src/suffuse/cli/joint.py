@@ -78,7 +78,7 @@ class Panorama:
             return tuple(said[int(at * len(said))] for at in middle)
 
         rows = self.n * count
-        denoiser, w = told(made, rows, along(self.label), along(self.prompt), self.w)
+        denoiser, guidance = told(made, rows, along(self.label), along(self.prompt), self.w)
         if self.push:
             anchor = min(range(count), key=lambda k: abs(views.corners[k][1] + size[1] / 2 - canvas[1] / 2))
             model = joint.syncdiffusion(denoiser, views, joint.look, w=self.push, anchor=anchor, chunk=self.chunk)
@@ -87,7 +87,7 @@ class Panorama:
         sampler = _ddim() if self.push else None
         x = sample(model, noise((self.n, made.shape[0], *canvas), self.seed), steps=self.steps, sampler=sampler)
         recipe = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
-        about = recipe | {"w": w, "made by": "suffuse panorama"} | stamp(made)
+        about = recipe | guidance | {"made by": "suffuse panorama"} | stamp(made)
         pictures.save_png(pictures.grid(x, 1, scale=max(1, 96 // canvas[0])), self.out, about)
         say(f"{self.out}: {self.n} x {canvas[0]} x {canvas[1]} pixels from {count} windows each, recipe inside")
 
@@ -139,10 +139,10 @@ class Anagram:
             raise ValueError("an anagram is told what to show in each view: give --label or --prompt")
         if self.n < 1:
             raise ValueError(f"--n must be at least 1, got {self.n}")
-        denoiser, w = told(made, self.n * len(views), self.label, self.prompt, self.w)
+        denoiser, guidance = told(made, self.n * len(views), self.label, self.prompt, self.w)
         x = sample(joint.anagram(denoiser, views), noise((self.n, *made.shape), self.seed), steps=self.steps)
         recipe = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
-        about = recipe | {"w": w, "made by": "suffuse anagram"} | stamp(made)
+        about = recipe | guidance | {"made by": "suffuse anagram"} | stamp(made)
         rows = torch.cat([view(x) for view in views])
         pictures.save_png(pictures.grid(rows, self.n, scale=max(1, 48 // size[1])), self.out, about)
         say(f"{self.out}: {self.n} pictures, a row for each of {', '.join(self.views)}")
@@ -192,11 +192,11 @@ class Texture:
             raise ValueError("a texture is told one thing: give one --label or --prompt")
         mesh = fields.read_mesh(self.mesh).centred()
         seen = windows_of(mesh, fields.orbit(self.views), window=size[0], size=self.size, texture=self.texture)
-        denoiser, w = told(made, seen.n or 1, self.label, self.prompt, self.w)
+        denoiser, guidance = told(made, seen.n or 1, self.label, self.prompt, self.w)
         image, share = paint(denoiser, seen, made.shape, steps=self.steps, chunk=self.chunk, seed=self.seed)
         fields.write_mesh(mesh, image, self.out)
         recipe = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
-        about = recipe | {"w": w, "made by": "suffuse texture"} | stamp(made)
+        about = recipe | guidance | {"made by": "suffuse texture"} | stamp(made)
         frames = [fields.shade(mesh, image, camera, 128) for camera in fields.orbit(16, elevations=(15.0,))]
         frames = [pictures.grid(frame[None], 1, gap=0) for frame in frames]
         pictures.animation(frames, self.out / "turntable.gif", about, milliseconds=120, hold=120)

@@ -30,8 +30,10 @@ class Sample:
     """how many"""
     w: float | None = None
     """guidance scale; 1 is off, and the default but for models whose recipe names another"""
+    between: tuple[float, float] | None = None
+    """times where guidance acts, 0 is data and 1 is noise; all, but for models whose recipe names others"""
     sampler: str | None = None
-    """one of `suffuse samplers`; by default the best known for the budget"""
+    """one of `suffuse samplers`; by default the recipe's own, else the best known for the budget"""
     order: int | None = None
     """of the sampler, where it has one"""
     eta: float | None = None

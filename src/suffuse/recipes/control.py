@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from suffuse import adapters, control, losses, metrics
 from suffuse.data.shapes import JOINTS, SHAPES, Batch, Scenes
 from suffuse.denoise import Denoiser
-from suffuse.guidance import guide
 from suffuse.recipes import latents, shapes
-from suffuse.recipes.draw import decoded, encoded, sample_many
+from suffuse.recipes.draw import decoded, encoded
 from suffuse.recipes.run import Run
 from suffuse.training import Fit, fit
 from suffuse.training.codecs import load_codec
@@ -212,8 +211,7 @@ def draw(
     words: Any = model.conditions["text"]
     base = model.given(**told)
     spoken = base.given(text=words.ids(batch.captions, length=shapes.WORDS)) if text else base
-    denoiser = guide(spoken, base, w) if text and w != 1 else spoken
-    return decoded(model, sample_many(denoiser, len(batch), model.shape or (), seed, nfe=nfe))
+    return decoded(model, shapes.sampled(spoken, base, len(batch), seed, w=w if text else 1, nfe=nfe))
 
 
 def _glimpse(model: Denoiser, kind: str, n: int = 32, nfe: int = 8) -> float:

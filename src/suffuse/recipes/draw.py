@@ -25,6 +25,7 @@ def recipe_of(
     any_words: bool = False,
     n: int = 64,
     w: float | None = None,
+    between: tuple[float, float] | None = None,
     sampler: str | None = None,
     order: int | None = None,
     eta: float | None = None,
@@ -40,6 +41,7 @@ def recipe_of(
         "any_words": any_words,
         "n": n,
         "w": w,
+        "between": None if between is None else list(between),
         "sampler": sampler,
         "order": order,
         "eta": eta,
@@ -132,13 +134,14 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
         raise ValueError(f"{made.path} holds model {made.model_hash}, the picture was made by {recipe['model_hash']}")
     if n < 1:
         raise ValueError(f"--n must be at least 1, got {n}")
+    recipe = recipe | {"sampler": recipe["sampler"] or made.settings.get("sampler")}
     rule = _rule(recipe)
-    labels, prompts = recipe["label"], recipe.get("prompt", [])
-    denoiser, w = told(made, n, labels, prompts, recipe["w"], any_words=recipe["any_words"])
+    labels, prompts, guided = recipe["label"], recipe.get("prompt", []), (recipe["w"], recipe.get("between"))
+    denoiser, guidance = told(made, n, labels, prompts, *guided, any_words=recipe["any_words"])
     spacing = None if recipe["grid"] is None else getattr(grids, recipe["grid"])
     x = sample_many(denoiser, n, made.shape, recipe["seed"], sampler=rule, steps=recipe["steps"], grid=spacing)
     alone()
-    about = recipe | {"w": w} | stamp(made)
+    about = recipe | guidance | stamp(made)
     if made.shape == (2,):
         from matplotlib.figure import Figure
 
@@ -171,15 +174,17 @@ def told(
     labels: Sequence[int],
     prompts: Sequence[str],
     w: float | None,
+    between: Sequence[float] | None = None,
     *,
     any_words: bool = False,
     model: Any = None,
-) -> tuple[Any, float]:
-    """The model of a run told labels and prompts for n rows, in turn, and guided; and the scale.
+) -> tuple[Any, dict[str, Any]]:
+    """The model of a run told labels and prompts for n rows, in turn, and guided; and "w" and "between".
 
     Args:
         w: guidance scale; None is the run's own if it is told anything, else 1, which is off. A student with guidance
             folded in is told it.
+        between: times where guidance acts; None is the run's own, else all.
         any_words: leave out words that the model does not know. model: the run's, where it is open already.
     Raises:
         ValueError: numbers of labels and prompts that differ; what the model is not told, or has no null for; a scale
@@ -213,10 +218,10 @@ def told(
         low, high = made.settings.get("scales", (-math.inf, math.inf))
         if not low <= w <= high:
             raise ValueError(f"this student learned guidance from w={low:g} to {high:g}, got w={w:g}")
-        return model.given(**said, w=torch.full((n,), w)), w
+        return model.given(**said, w=torch.full((n,), w)), {"w": w, "between": None}
     denoiser = model.given(**said) if said else model
     if w == 1.0:
-        return denoiser, w
+        return denoiser, {"w": w, "between": None}
     blank = [name for name, spec in model.conditions.items() if not getattr(spec, "optional", True)]
     if blank:
         raise ValueError(
@@ -226,4 +231,5 @@ def told(
     if not said:
         needed = " or ".join(f"--{ {'text': 'prompt'}.get(name, name) }" for name in model.conditions) or "a condition"
         raise ValueError(f"w={w:g} guides towards what the model is told: say what with {needed}")
-    return guide(denoiser, model, w), w
+    low, high = made.settings.get("between", (0.0, 1.0)) if between is None else between
+    return guide(denoiser, model, w, between=(low, high)), {"w": w, "between": [low, high]}

@@ -20,11 +20,10 @@ from suffuse import adapters, losses
 from suffuse.adapters.words import Grown
 from suffuse.data.decode import picture
 from suffuse.denoise import Denoiser
-from suffuse.guidance import guide
 from suffuse.nets.words import Words
 from suffuse.recipes import shapes
 from suffuse.recipes.control import base_of
-from suffuse.recipes.draw import encoded, sample_many
+from suffuse.recipes.draw import encoded
 from suffuse.recipes.run import Run
 from suffuse.training import Fit, fit, save
 from suffuse.training.files import read_tensors, write_tensors
@@ -73,7 +72,7 @@ def train(
     steps: int | None = None,
     batch_size: int = 8,
     lr: float | None = None,
-    w: float = shapes.W,
+    w: float = shapes.SAMPLING["w"],
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -145,8 +144,8 @@ def train(
     done.ema.into(learns)
     whole = _kept(learns, out, method, token)
     save(whole, out / "model")
-    settings = about | {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "w": w, "pictures": len(x)}
-    made = Run(out, "personalise", model.shape or (), settings, round(done.seconds, 2))
+    settings = about | {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "pictures": len(x)}
+    made = Run(out, "personalise", model.shape or (), settings | shapes.SAMPLING | {"w": w}, round(done.seconds, 2))
     made.write()
     return made
 
@@ -199,7 +198,7 @@ def _priors(model: Denoiser, prompts: list[str], n: int, w: float, seed: int, fi
     if file.exists() and len(kept := read_tensors(file)["x"]) == n:
         return kept
     spoken = model.given(text=[prompts[i % len(prompts)] for i in range(n)])
-    x = sample_many(guide(spoken, model, w), n, model.shape or (), seed + 1_000_003, nfe=20)
+    x = shapes.sampled(spoken, model, n, seed + 1_000_003, w=w, nfe=20)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(file, {"x": x})
     return x

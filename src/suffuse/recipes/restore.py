@@ -223,9 +223,10 @@ def _prior(
     made: Run, model: Any, size: int, label: int | None, prompt: str | None, w: float | None
 ) -> tuple[Any, dict[str, Any]]:
     """The model told what to show, over windows where the picture is larger than what it makes."""
-    recipe: dict[str, Any] = {"n": 1, "any_words": False, "w": w}
+    recipe: dict[str, Any] = {"n": 1, "any_words": False}
     recipe |= {"label": [] if label is None else [label], "prompt": [] if prompt is None else [prompt]}
-    model, recipe["w"] = told(made, 1, recipe["label"], recipe["prompt"], w, model=model)
+    model, guidance = told(made, 1, recipe["label"], recipe["prompt"], w, model=model)
+    recipe |= guidance
     side, (_, pixels) = made.shape[-1], picture_shape(model, made.shape)
     if size == pixels:
         return model, recipe
@@ -296,7 +297,7 @@ def restore(
     after = restored(model, A, y, _noise(model, made, n, size, seed), method=method, sigma=sigma, nfe=nfe, seed=seed)
     about = {"made by": "suffuse restore", "image": str(image), "run": str(made.path), "operator": operator}
     about |= {"method": method, "sigma": sigma, "measured": measured, "size": size, "nfe": nfe, "seed": seed, "n": n}
-    about |= {k: recipe[k] for k in ("label", "prompt", "w")} | stamp(made)
+    about |= {k: recipe[k] for k in ("label", "prompt", "w", "between")} | stamp(made)
     _write(before, shown(y, A, shape), after, out, about)
     if before is None:
         return {}
@@ -367,5 +368,5 @@ def fill(
     after = filled(model, A, y, _noise(model, made, n, size, seed), method=method, nfe=nfe, seed=seed)
     about = {"made by": "suffuse fill", "image": str(image), "run": str(made.path), "method": method, "nfe": nfe}
     about |= {"mask": str(mask) if mask else None, "box": list(box), "grow": grow, "seed": seed, "n": n}
-    about |= {k: recipe[k] for k in ("label", "prompt", "w")} | stamp(made)
+    about |= {k: recipe[k] for k in ("label", "prompt", "w", "between")} | stamp(made)
     _write(None if grow else before, y, after, out, about)
