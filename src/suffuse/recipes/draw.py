@@ -151,7 +151,7 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
         return
     x = decoded(denoiser, x)
     columns = max(1, round(n**0.5))
-    sheet = pictures.grid(x, columns, scale=max(1, 48 // x.shape[-1]))
+    sheet = pictures.grid(x, columns, scale=max(1, 96 // x.shape[-1]))
     pictures.save_png(sheet, out, about)
 
 

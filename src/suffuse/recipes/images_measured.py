@@ -116,7 +116,7 @@ def _small(x: Tensor) -> Tensor:
 def pictures_of(made: Run, result: dict[str, Any], *, seed: int = 0) -> Path:
     """Write samples.png, data.png, nearest.png, loss.png and report.html; returns the report's path."""
     model, (found, mine, _), out = made.model(), _again(made), made.path
-    n, scale = min(SHOWN, len(mine)), max(1, 48 // made.shape[-1])
+    n, scale = min(SHOWN, len(mine)), max(1, 96 // made.shape[-1])
     rows = mine[_spread(len(mine), n)]
     batch = found[rows]
     real, about = batch.pop("x"), stamp(made) | {"made by": "suffuse evaluate", "seed": seed, "nfe": EVALUATIONS}
