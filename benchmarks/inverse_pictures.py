@@ -2,8 +2,8 @@
 
     digits     runs/digits (or --run), the 360 digits that were kept out of training; needs scikit-learn
     fashion    runs/fashion, test pictures of SUFFUSE_DATA
-    shapes     runs/shapes, finished or not: inpainting, fill by text read by the held-out judge, and restoration by the
-               methods that work through a decoder
+    shapes     the model that ships, or --run, finished or not: inpainting, fill by text read by the held-out judge, and
+               restoration by the methods that work through a decoder
 
 Each writes its section, and leaves the others; its pictures go to docs/images.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 
 import suffuse as sf
 from inverse import Counted, section
-from suffuse import data, metrics, pictures
+from suffuse import data, metrics, pictures, zoo
 from suffuse.data.shapes import COLOURS, SHAPES, Scenes, held_out, parse
 from suffuse.guidance import guide
 from suffuse.operators import GaussianNoise, LinearOperator, Mask
@@ -52,11 +52,13 @@ class World:
 
 
 def newest(run: Path) -> Any:
-    """The model of a run: finished, or the averaged weights of its newest checkpoint (of the shapes recipe)."""
+    """The model of a run: finished, shipped, or the averaged weights of its newest checkpoint (the shapes recipe)."""
     if (run / "model").is_dir():
         return sf.load(run / "model"), "finished"
-    model, step = base_of(run)
-    return model, f"unfinished, at step {int(step.split('-')[1]):,}"
+    model, weights = base_of(run)
+    if weights.startswith("step-"):
+        return model, f"unfinished, at step {int(weights.split('-')[1]):,}"
+    return model, "as it ships" if zoo.has(run) else "finished"
 
 
 def start(model: Any, x: Tensor, first: int = 0) -> Tensor:
@@ -283,7 +285,7 @@ def main() -> None:
     """Measure the sets named, and write their sections."""
     parse = argparse.ArgumentParser()
     parse.add_argument("sets", nargs="+", choices=["digits", "fashion", "shapes"])
-    parse.add_argument("--run", type=Path, default=None, help="of the prior; by default runs/SET")
+    parse.add_argument("--run", type=Path, default=None, help="of the prior; by default runs/SET, and shapes itself")
     parse.add_argument("--n", type=int, default=None, help="pictures; by default 64 digits, 16 clothes, 128 scenes")
     parse.add_argument("--nfe", type=int, default=None, help="evaluations; by default 50, and 24 for shapes")
     parse.add_argument("--methods", nargs="+", default=None)
@@ -292,7 +294,7 @@ def main() -> None:
     given = parse.parse_args()
     images = given.out.parent / "images"
     for name in given.sets:
-        run, began = given.run or Path("runs") / name, time.process_time()
+        run, began = given.run or Path(name if name == "shapes" else f"runs/{name}"), time.process_time()
         if name == "shapes":
             fills = given.methods or ["ddnm", "repaint"]
             text = of_shapes(run, given.n or 128, given.nfe or 24, images, fills, given.w)

@@ -44,6 +44,16 @@ class Sample:
     """spacing of the times"""
     seed: int = 0
     """of the noise"""
+    control: Annotated[tuple[Path, ...], arg(metavar="RUN...")] = ()
+    """runs of controls that were trained beside this one, or the names of those that ship"""
+    hint: Annotated[tuple[Path, ...], arg(metavar="PICTURE...")] = ()
+    """what each control is told: for edges any picture, for others what it takes, as a stick figure"""
+    strength: Annotated[tuple[float, ...], arg(metavar="FLOAT...")] = ()
+    """of each control, or of all; 1 is as trained, 0 is off"""
+    acting: tuple[float, float] = (0.0, 1.0)
+    """times where the controls act"""
+    drawn: bool = False
+    """the hints show edges already, white on black"""
     out: Path = Path("samples.png")
     """picture to write; its recipe goes inside and into a .png.json beside it"""
     processes: int = 1

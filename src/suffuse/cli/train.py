@@ -137,12 +137,40 @@ class _Frieze(_Training):
         )
 
 
+@dataclass(frozen=True)
+class _Control(_Training):
+    """A control beside a model of the shapes world, which stays as it is: told edges, stick figures, depth ..."""
+
+    base: Path = Path("shapes")
+    """the model: a run's folder, or the name of one that ships"""
+    kind: Literal["edges", "soft_edges", "scribble", "pose", "depth", "masks"] = "edges"
+    """what it is told"""
+    method: Literal["controlnet", "t2i", "concatenated"] = "controlnet"
+    """what is trained"""
+    out: Path | None = None
+    """folder for checkpoints, log and the control; by default runs/BASE-KIND"""
+    silent: float | None = None
+    """how often the caption is withheld"""
+    watch_every: int | None = None
+    """steps between looks at obedience"""
+
+    def __call__(self) -> None:
+        """Train."""
+        from suffuse.recipes import control
+
+        out = self.out or Path("runs") / f"{self.base.name}-{self.kind}"
+        made = control.train(**_chosen(self) | {"out": out})
+        say(f"trained in {made.train_seconds:.0f} s: {made.path / 'control'}")
+        say(f'next: suffuse sample {self.base} --control {made.path} --hint PICTURE --prompt "two blue stars"')
+
+
 Recipe = (
     Annotated[_Digits, subcommand("digits")]
     | Annotated[_Shapes, subcommand("shapes")]
     | Annotated[_Toy, subcommand("toy")]
     | Annotated[_Images, subcommand("images")]
     | Annotated[_Frieze, subcommand("frieze")]
+    | Annotated[_Control, subcommand("control")]
 )
 
 

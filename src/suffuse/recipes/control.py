@@ -6,7 +6,7 @@ that is control without a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from suffuse import adapters, control, losses, metrics
 from suffuse.data.shapes import JOINTS, SHAPES, Batch, Scenes
 from suffuse.denoise import Denoiser
 from suffuse.recipes import latents, shapes
-from suffuse.recipes.draw import decoded, encoded
+from suffuse.recipes.draw import decoded, encoded, picture_shape, read_picture
 from suffuse.recipes.run import Run
 from suffuse.training import Fit, fit
 from suffuse.training.codecs import load_codec
 from suffuse.training.described import fill
 from suffuse.training.files import ModelFileError, read_json, read_tensors, write_json, write_tensors
 
-__all__ = ["HINTS", "METHODS", "base_of", "draw", "hint", "opened", "reader", "scenes", "train"]
+__all__ = ["HINTS", "METHODS", "base_of", "draw", "hint", "opened", "reader", "scenes", "steered_by", "train"]
 
 STEPS, BATCH, LR, EMA = 4000, 32, 5e-4, 0.995
 FIGURE, TRIES = SHAPES.index("figure"), 16
@@ -39,6 +39,12 @@ HINTS: dict[str, tuple[int, Callable[[Batch], Tensor]]] = {
     "masks": (2, lambda b: control.masks(b.masks)),
 }
 """What a scene tells a control: channels, and how it is read, in [0, 1]."""
+SEEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "edges": control.canny,
+    "soft_edges": control.soft_edges,
+    "scribble": lambda x: control.scribble(control.canny(x)),
+}
+"""How a control is told of any picture. Others are told what has been drawn for them."""
 METHODS: dict[str, Callable[..., Denoiser]] = {
     "controlnet": control.controlnet,
     "t2i": control.t2i_adapter,
@@ -202,6 +208,45 @@ def opened(*runs: str | Path, base: str | Path | None = None) -> Denoiser:
     if model is None:
         raise ValueError("name at least one run of a control")
     return model
+
+
+def steered_by(
+    base: Run,
+    runs: Sequence[str | Path],
+    files: Sequence[str | Path],
+    n: int,
+    *,
+    strength: Sequence[float] = (),
+    acting: Sequence[float] = (0.0, 1.0),
+    drawn: bool = False,
+) -> Denoiser:
+    """A run's model with controls, told what is in picture files, for n rows.
+
+    Args:
+        base: the run that the controls were trained beside. runs: theirs. files: a picture for each.
+        strength: of each, or of all, see `control.Hint`. acting: times between which they act.
+        drawn: the pictures show edges already, white on black; otherwise those are read from them.
+    Raises:
+        ValueError: another number of pictures or strengths; a kind that no picture file holds; and as for `opened`.
+    """
+    for name, values, allowed in (("--hint", files, {len(runs)}), ("--strength", strength, {0, 1, len(runs)})):
+        if len(values) not in allowed:
+            raise ValueError(f"{name} has {len(values)} values for {len(runs)} controls: give one for each")
+    model = opened(*runs, base=base.path)
+    given, strength = {}, [*strength] or [1.0]
+    side = picture_shape(model, base.shape)[1]
+    for i, (run, file) in enumerate(zip(runs, files, strict=True)):
+        kind = Run.open(run).settings["kind"]
+        channels = HINTS[kind][0]
+        if channels not in (1, 3):
+            raise ValueError(f"{kind} are {channels} channels, which no picture file holds: use suffuse.control")
+        if kind in SEEN and not drawn:
+            picture = 2 * SEEN[kind](read_picture(Path(file), side, 3)) - 1
+        else:
+            picture = read_picture(Path(file), side, channels)
+        amount = float(strength[i % len(strength)])
+        given[kind] = control.Hint(picture.expand(n, -1, -1, -1), amount, (acting[0], acting[1]))
+    return model.given(**given)
 
 
 def draw(

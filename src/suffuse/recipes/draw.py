@@ -12,7 +12,17 @@ from suffuse.recipes.run import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["decoded", "draw", "encoded", "picture_shape", "recipe_of", "sample_many", "stamp", "told"]
+__all__ = [
+    "decoded",
+    "draw",
+    "encoded",
+    "picture_shape",
+    "read_picture",
+    "recipe_of",
+    "sample_many",
+    "stamp",
+    "told",
+]
 
 BATCH = 256
 
@@ -32,8 +42,22 @@ def recipe_of(
     steps: int = 20,
     grid: str | None = None,
     seed: int = 0,
+    control: Sequence[str | Path] = (),
+    hint: Sequence[str | Path] = (),
+    strength: Sequence[float] = (),
+    acting: tuple[float, float] = (0.0, 1.0),
+    drawn: bool = False,
 ) -> dict[str, Any]:
     """What `draw` needs: the run, and the options of `suffuse sample`."""
+    steered = {
+        "control": [str(run) for run in control],
+        "hint": [str(file) for file in hint],
+        "strength": list(strength),
+        "acting": list(acting),
+        "drawn": drawn,
+    }
+    if not control and (hint or strength):
+        raise ValueError("--hint and --strength belong to a control: name its run with --control")
     return {
         "run": str(run),
         "label": list(label),
@@ -48,7 +72,7 @@ def recipe_of(
         "steps": steps,
         "grid": grid,
         "seed": seed,
-    }
+    } | (steered if control else {})
 
 
 def stamp(made: Run) -> dict[str, Any]:
@@ -108,6 +132,22 @@ def encoded(model: Any, x: Tensor, seed: int = 0) -> Tensor:
         return torch.cat([model.codec.encode(part, seed + i) for i, part in enumerate(x.split(64))])
 
 
+def read_picture(path: Path, side: int, channels: int) -> Tensor:
+    """A picture file as (1, C, side, side) in [-1, 1]: its middle square, scaled.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: not a picture.
+    """
+    import torch
+
+    from suffuse.data.decode import picture
+
+    pixels, odd = picture(path.read_bytes(), side, channels=channels)
+    if pixels is None:
+        raise ValueError(f"{path} is not a picture that can be read: {', '.join(odd)}")
+    return torch.tensor(pixels).reshape(1, channels, side, side).float() / 127.5 - 1
+
+
 def picture_shape(model: Any, shape: tuple[int, ...]) -> tuple[int, int]:
     """Channels and side of the pictures that a model's samples (*shape) are, or are the latents of."""
     if model.codec is None:
@@ -137,7 +177,13 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
     recipe = recipe | {"sampler": recipe["sampler"] or made.settings.get("sampler")}
     rule = _rule(recipe)
     labels, prompts, guided = recipe["label"], recipe.get("prompt", []), (recipe["w"], recipe.get("between"))
-    denoiser, guidance = told(made, n, labels, prompts, *guided, any_words=recipe["any_words"])
+    steered = None
+    if recipe.get("control"):
+        from suffuse.recipes.control import steered_by
+
+        how = {k: recipe[k] for k in ("strength", "acting", "drawn")}
+        steered = steered_by(made, recipe["control"], recipe["hint"], n, **how)
+    denoiser, guidance = told(made, n, labels, prompts, *guided, any_words=recipe["any_words"], model=steered)
     spacing = None if recipe["grid"] is None else getattr(grids, recipe["grid"])
     x = sample_many(denoiser, n, made.shape, recipe["seed"], sampler=rule, steps=recipe["steps"], grid=spacing)
     alone()

@@ -6,15 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from suffuse import losses, pictures
-from suffuse.data.decode import picture
 from suffuse.denoise import Denoiser
 from suffuse.guidance import guide
 from suffuse.losses import distillation
-from suffuse.recipes.draw import decoded, encoded, picture_shape, stamp
+from suffuse.recipes.draw import decoded, encoded, picture_shape, read_picture, stamp
 from suffuse.recipes.run import Run
 
 __all__ = ["METHODS", "edit", "edited", "told"]
@@ -85,10 +83,7 @@ def edit(run: str | Path, image: Path, out: Path, **how: Any) -> None:
     made = Run.open(run)
     model = made.model()
     channels, side = picture_shape(model, made.shape)
-    pixels, odd = picture(image.read_bytes(), side, channels=channels)
-    if pixels is None:
-        raise ValueError(f"{image} is not a picture that can be read: {', '.join(odd)}")
-    x = torch.tensor(pixels).reshape(1, channels, side, side).float() / 127.5 - 1
+    x = read_picture(image, side, channels)
     after = edited(model, x, **how)
     about = {"made by": "suffuse edit", "image": str(image), "run": str(made.path), **how} | stamp(made)
     pictures.save_png(pictures.grid(after, 1, scale=max(1, 48 // side)), out, about)

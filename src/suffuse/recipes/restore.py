@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from suffuse import grids, inverse, joint, operators, pictures, samplers
-from suffuse.data.decode import picture
 from suffuse.operators import Crops, GaussianNoise, LinearOperator, Mask, Operator
 from suffuse.random import noise
-from suffuse.recipes.draw import decoded, encoded, picture_shape, stamp, told
+from suffuse.recipes.draw import decoded, encoded, picture_shape, read_picture, stamp, told
 from suffuse.recipes.run import Run
 from suffuse.samplers import sample
 
@@ -202,14 +201,6 @@ def shown(y: Tensor, A: Operator, shape: tuple[int, ...]) -> Tensor:
     return y.expand(-1, shape[0], -1, -1)
 
 
-def _read(path: Path, side: int, channels: int) -> Tensor:
-    """A picture file as (1, C, side, side) in [-1, 1]: its middle square, scaled."""
-    pixels, odd = picture(path.read_bytes(), side, channels=channels)
-    if pixels is None:
-        raise ValueError(f"{path} is not a picture that can be read: {', '.join(odd)}")
-    return torch.tensor(pixels).reshape(1, channels, side, side).float() / 127.5 - 1
-
-
 def _opened(run: str | Path) -> tuple[Run, Any, int, int]:
     """A run, its model, and channels and side of its pictures."""
     made = Run.open(run)
@@ -289,9 +280,9 @@ def restore(
         like = A(torch.zeros(1, *shape))
         if like.ndim != 4 or like.shape[2] != like.shape[3] or like.shape[1] not in (1, 3):
             raise ValueError(f"{A!r} does not measure square pictures, so no picture can be its measurement")
-        y = _read(image, like.shape[-1], like.shape[1])
+        y = read_picture(image, like.shape[-1], like.shape[1])
     else:
-        before = _read(image, size, channels)
+        before = read_picture(image, size, channels)
         y = GaussianNoise(sigma)(A(before), seed=seed)
     y = A(y) if isinstance(A, Mask) else y  # what is hidden says nothing, whatever a file or the noise has there
     after = restored(model, A, y, _noise(model, made, n, size, seed), method=method, sigma=sigma, nfe=nfe, seed=seed)
@@ -351,9 +342,9 @@ def fill(
     if n < 1 or nfe < 1 or grow < 0:
         raise ValueError(f"n and nfe must be at least 1 and grow at least 0, got {n}, {nfe} and {grow}")
     size = side + 2 * grow
-    before = torch.nn.functional.pad(_read(image, side, channels), (grow,) * 4)
+    before = torch.nn.functional.pad(read_picture(image, side, channels), (grow,) * 4)
     if mask is not None:
-        A = Mask(_read(mask, side, 1)[0, 0] < 0)
+        A = Mask(read_picture(mask, side, 1)[0, 0] < 0)
     elif grow:
         A = Mask.box((size, size), (grow, grow, side, side), inside=True)
     elif len(box) == 4:
