@@ -286,7 +286,7 @@ def main() -> None:
     parse = argparse.ArgumentParser()
     parse.add_argument("sets", nargs="+", choices=["digits", "fashion", "shapes"])
     parse.add_argument("--run", type=Path, default=None, help="of the prior; by default runs/SET, and shapes itself")
-    parse.add_argument("--n", type=int, default=None, help="pictures; by default 64 digits, 16 clothes, 128 scenes")
+    parse.add_argument("--n", type=int, default=None, help="pictures; by default 64 digits, 16 clothes, 400 scenes")
     parse.add_argument("--nfe", type=int, default=None, help="evaluations; by default 50, and 24 for shapes")
     parse.add_argument("--methods", nargs="+", default=None)
     parse.add_argument("--w", type=float, default=shapes.SAMPLING["w"], help="guidance of the fill by text")
@@ -297,7 +297,7 @@ def main() -> None:
         run, began = given.run or Path(name if name == "shapes" else f"runs/{name}"), time.process_time()
         if name == "shapes":
             fills = given.methods or ["ddnm", "repaint"]
-            text = of_shapes(run, given.n or 128, given.nfe or 24, images, fills, given.w)
+            text = of_shapes(run, given.n or 400, given.nfe or 24, images, fills, given.w)
             text += "\n\n" + table(of_scenes(run, 16), 50, LATENT, images)
             title = "Scenes of the shapes world: filling and restoring"
         else:

@@ -112,6 +112,37 @@ def test_negative_noise(name):
 OTHER = {
     "no operator": (lambda: inverse.ddnm(WORLD, torch.eye(12), Y), TypeError, "must be an operator.* got Tensor"),
     "integers": (lambda: inverse.ddnm(WORLD, MASK, Y.long()), TypeError, "floating-point tensor, got torch.int64"),
+    "no batch": (lambda: inverse.dps(WORLD, MASK, Y[0, 0, 0]), ValueError, r"batch of measurements.* got shape \(4,\)"),
+    "a number": (
+        lambda: inverse.dps(WORLD, MASK, Y[0, 0, 0, 0]),
+        ValueError,
+        r"batch of measurements.* got shape \(\)",
+    ),
+    "no rows": (
+        lambda: inverse.tds(WORLD, MASK, Y[:0], NOISE, 0.1, steps=3, seed=0),
+        ValueError,
+        "at least one measurement, got 0",
+    ),
+    "no rounds": (
+        lambda: inverse.pnpdm(WORLD, MASK, Y, NOISE, 0.1, rounds=0, seed=0),
+        ValueError,
+        "rounds and inner must be at least 1, got 0 and 10",
+    ),
+    "no gradient steps": (
+        lambda: inverse.flowdps(WORLD, MASK, Y[..., :2], NOISE, steps=3, inner=0, seed=0),
+        ValueError,
+        "inner counts gradient steps, at least 1, got 0",
+    ),
+    "no moves": (
+        lambda: inverse.resample(WORLD, MASK, Y[..., :2], NOISE, 0.1, steps=3, inner=0, seed=0),
+        ValueError,
+        "inner counts gradient steps, at least 1, got 0",
+    ),
+    "noise is no number": (
+        lambda: inverse.dps(WORLD, MASK, Y, noise=0.2),
+        TypeError,
+        r"such as operators.PoissonNoise\(peak\), got 0.2",
+    ),
     "no next time": (lambda: inverse.dps(WORLD, MASK, Y)(NOISE, 0.5), ValueError, "say to="),
     "no step": (lambda: inverse.dps(WORLD, MASK, Y)(NOISE, 0.5, to=0.5), ValueError, "from t=0.5 to=0.5 there is no"),
     "no mask to blend": (

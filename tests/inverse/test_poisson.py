@@ -53,6 +53,19 @@ def test_moments_of_counts_beat_one_sigma_for_all():
     assert photons < 0.5 * min(others), (photons, others)
 
 
+def test_counts_of_an_affine_measurement_vary_as_it_is_measured():
+    """The variance is taken at A x0 with its offset: the same as of the same measurement said to be linear."""
+    world, law, lift = oracle.Gaussian(torch.tensor([0.9, -0.7]).double(), 0.05), operators.PoissonNoise(60.0), 0.4
+    linear, x = operators.Matrix(0.5 * torch.eye(2).double(), (2,)), sf.noise((3, 2), seed=4, dtype=torch.float64)
+    affine, y = operators.Affine(linear, lift), torch.tensor([[0.95, 0.1]]).double()
+    at = world(x, 0.5)
+    gap, var = y - affine(at.x0), law.variance(affine(at.x0))
+    alpha, sigma = world.schedule(0.5)
+    prior = 0.05 * sigma**2 / (0.05 * alpha**2 + sigma**2)
+    wanted = at.x0 + prior * 0.5 * gap / (var + prior * 0.25)
+    torch.testing.assert_close(inverse.mmps(world, affine, y, law, iterations=9, tolerance=1e-9)(x, 0.5).x0, wanted)
+
+
 def test_dps_weighs_counts_by_their_spread():
     """A step moves by the numeric gradient of the weighted norm; with Gaussian noise, of the plain one."""
     world, zeta, law = mixture(), 0.4, operators.PoissonNoise(15.0)

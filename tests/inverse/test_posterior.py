@@ -79,6 +79,20 @@ def test_linear_gaussian_posteriors_are_matched_in_mean_and_covariance(method, A
     assert (mean.square().sum() + cov.triu().square().sum()) / (D + D * (D + 1) / 2) < 1.6, "all of them together"
 
 
+@pytest.mark.parametrize("rows", [False, True], ids=["number", "by row"])
+@pytest.mark.parametrize("A", [MASK, operators.Rotation(30, SHAPE[1:])], ids=["mask", "rotation"])
+def test_at_the_data_nothing_is_guessed(A, rows):
+    """At t = 0 x0 is x, whatever a noisy y says; without noise, it is what DDNM makes of it."""
+    world, x = gaussian(), sf.noise((3, *SHAPE), seed=2, dtype=torch.float64)
+    y, time = A(world.sample(3, seed=1)), torch.tensor([0.0, 0.4, 0.0]).double()
+    t = time if rows else 0.0
+    at = time == 0 if rows else slice(None)
+    for method in (inverse.pigdm, inverse.diffpir):
+        torch.testing.assert_close(method(world, A, y, 0.3)(x, t).x0[at], x[at])
+        torch.testing.assert_close(method(world, A, y, 0.0)(x, t).x0[at], inverse.ddnm(world, A, y)(x, t).x0[at])
+    torch.testing.assert_close(inverse.mmps(world, A, y, 0.3)(x, t).x0[at], x[at])
+
+
 def test_the_noise_at_the_start_is_no_special_case():
     """At t = 1 alpha is 0 and no gradient is left; what is believed there is the limit of what is believed before."""
     world = gaussian()
@@ -292,6 +306,23 @@ def test_red_diff_explains_what_is_measured_and_takes_the_likeliest_for_the_rest
     known = MASK.known.expand(SHAPE)
     assert (mu - world.mean())[:, ~known].abs().max() < 0.1
     assert (mu - y)[:, known].abs().max() < 0.1
+
+
+def test_gradients_through_a_measurement_that_is_not_linear():
+    """The push's own slope counts: d x0'/d x is that of differences."""
+    world, A = mixture(), operators.from_function(torch.sin, linear=False)
+    y, x = A(world.sample(2, seed=1)), sf.noise((2, *SHAPE), seed=2, dtype=torch.float64).requires_grad_()
+    way, d = sf.noise((2, *SHAPE), seed=3, dtype=torch.float64), sf.noise((2, *SHAPE), seed=4, dtype=torch.float64)
+
+    def end(x):
+        guided = inverse.dps(world, A, y, zeta=0.5)
+        made = sf.sample(guided, x, sampler=samplers.ddim(eta=1.0), steps=4, seed=5, grad=True)
+        return (made * way).sum()
+
+    (slope,) = torch.autograd.grad(end(x), x)
+    h = 1e-5
+    wanted = (end(x.detach() + h * d) - end(x.detach() - h * d)) / (2 * h)
+    torch.testing.assert_close((slope * d).sum(), wanted, rtol=1e-5, atol=1e-8)
 
 
 def test_gradients_through_a_guided_run_are_those_of_differences():

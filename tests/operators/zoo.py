@@ -85,4 +85,9 @@ OTHER = {  # exported, and no operator
     "matrix",
     "stack",
 }
+HARD = {  # linear with singular values far apart, on pictures as large as one has them
+    "GaussianBlur(1)": (ops.GaussianBlur(1.0, "zero"), (1, 32, 32)),
+    "GaussianBlur(2)": (ops.GaussianBlur(2.0, "zero"), (1, 32, 40)),
+    "MotionBlur(9)": (ops.MotionBlur(9, 30, "zero"), (2, 20, 24)),
+}
 CASES = {f"{name} {n}": case for name, cases in LINEAR.items() for n, case in enumerate(cases)}

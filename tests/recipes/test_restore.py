@@ -154,7 +154,6 @@ def test_operators_are_named_as_they_act():
         "radon:4": operators.Radon(4, (16, 16)),
         "fourier:0.5": operators.MaskedFourier.columns((16, 16), keep=0.5, seed=0),
         "hdr:1.5": operators.HighDynamicRange(1.5),
-        "quantise:2": operators.Quantise(2),
         "phase:2": operators.PhaseRetrieval(2.0),
     }
     assert [name.partition(":")[0] for name in said] == list(restore.OPERATORS)
@@ -180,7 +179,12 @@ MISUSED = {
     "no number": (["restore", "IMAGE", "--operator", "blur:much"], "blur takes float after a colon"),
     "does not fit": (["restore", "IMAGE", "--operator", "grey"], "Greyscale mixes 3 channels"),
     "box outside": (["restore", "IMAGE", "--operator", "box:4,4,8,8"], "does not lie within 8 x 8"),
-    "nonlinear": (["restore", "IMAGE", "--operator", "hdr:2"], "mmps needs a linear operator"),
+    "nonlinear": (
+        ["restore", "IMAGE", "--operator", "hdr:2"],
+        "mmps needs a linear operator, and HighDynamicRange(2) is none: take dps, flowchef, daps, pnpdm, reddiff, "
+        "flowdps, resample",
+    ),
+    "no gradient": (["restore", "IMAGE", "--operator", "quantise:4"], "unknown operator 'quantise'"),
     "sigma 0": (
         ["restore", "IMAGE", "--operator", "blur:1", "--method", "mmps", "--sigma", "0"],
         "mmps divides by sigma",
@@ -268,6 +272,36 @@ def test_a_mask_that_cuts_every_cell_is_filled_by_one_method(latent):
     with torch.no_grad():
         made = restore.filled(latent, A, A(_picture()), z, method="ddnm", nfe=10, seed=0)
     assert torch.equal(A(made), A(_picture())) and (made - _picture())[:, :, ~known].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", restore.METHODS)
+def test_methods_that_are_recommended_work_through_a_decoder(latent, method):
+    """What refuses a model of latents names those that do not."""
+    x, A, z = 0.8 * _picture(), operators.Downsample(2, (8, 8)), noise((1, 4, 4, 4), 0)
+    how = {"sigma": 0.1, "nfe": 2, "seed": 0}
+
+    def act(name):
+        with torch.no_grad():
+            return restore.restored(latent, A, A(x), z, method=name, **how)
+
+    try:
+        assert act(method).shape == (1, 1, 8, 8)
+    except ValueError as error:
+        said = str(error)
+        assert said.startswith(f"{method} needs a linear operator, and through a decoder none is: take ")
+        assert set(said.partition(": take ")[2].split(", ")) == {
+            "dps", "ddnm", "flowchef", "daps", "pnpdm", "reddiff", "flowdps", "resample"
+        }  # fmt: skip
+    else:
+        assert method not in {"pigdm", "mmps", "mcg", "diffpir", "ddrm", "ddnm_plus", "repaint"}
+
+
+def test_a_picture_of_latents_grows_by_whole_latents(latent, image, tmp_path, monkeypatch):
+    """The error speaks of the number that was given."""
+    made = SimpleNamespace(path=tmp_path, shape=(16, 2, 2))
+    monkeypatch.setattr(restore, "_opened", lambda run: (made, latent, 1, 8))
+    with pytest.raises(ValueError, match="a latent is 4 x 4 pixels: grow by a multiple of 2, got 5"):
+        restore.fill("run", image, tmp_path / "out.png", grow=5)
 
 
 def test_a_model_of_latents_restores_what_its_decoder_can_make(latent):

@@ -20,7 +20,7 @@ class Restore:
     image: Positional[Path]
     """any picture; its middle square is scaled to the size. Unless --measured, it is measured here and then restored"""
     operator: str
-    """what was done: identity, blur:SIGMA, motion:LENGTH,ANGLE, downsample:K, grey, random:KEEP, box:TOP,LEFT,HEIGHT,WIDTH, text:WORD, radon:ANGLES, fourier:KEEP, hdr:GAIN, quantise:LEVELS, phase:OVERSAMPLE; "downsample:2 @ blur:1" blurs first"""  # noqa: E501
+    """what was done: identity, blur:SIGMA, motion:LENGTH,ANGLE, downsample:K, grey, random:KEEP, box:TOP,LEFT,HEIGHT,WIDTH, text:WORD, radon:ANGLES, fourier:KEEP, hdr:GAIN, phase:OVERSAMPLE; "downsample:2 @ blur:1" blurs first"""  # noqa: E501
     model: Path = Path("shapes")
     """a run's folder, or the name of a model that ships"""
     method: (

@@ -10,7 +10,7 @@ Functions   tds, daps, pnpdm, reddiff, resample, flowdps; repaint and blended, w
 Latents: psld, and any method that takes A with a gradient, with A @ operators.Decode(codec).
 Poisson noise: mmps, tds and dps take operators.PoissonNoise(peak).
 
-Each says what it approximates and where that shows; docs/inverse.md measures it against the exact posterior.
+Each says what it approximates and where that shows; docs/inverse.md measures all but psld against exact posteriors.
 """
 
 from suffuse.inverse.blended import blended

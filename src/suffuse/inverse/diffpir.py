@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from suffuse.denoise import Composed, call, denoiser
-from suffuse.inverse.measured import checked, checked_sigma, near, residual
+from suffuse.inverse.measured import against, checked, checked_sigma, near, residual
 from suffuse.operators import LinearOperator, Operator
 from suffuse.parameterize import Prediction
 
@@ -46,5 +46,5 @@ def _diffpir(
 ) -> Prediction:
     x0 = call(model, x, t, to).x0
     alpha, sigma_t = model.schedule(near(model.schedule, t), like=x)
-    c = lam * (sigma * alpha / sigma_t) ** 2
+    c = lam * against(sigma, (sigma_t / alpha) ** 2)
     return Prediction(x, *model.schedule(t, like=x), x0=x0 + A.ridge(residual(A, x0, y), c))

@@ -47,9 +47,12 @@ def dps(
         eta: of the `ddim(eta)` it runs with; 1 is the paper's.
         noise: of the measurement; only a `PoissonNoise` makes a difference.
     Raises:
-        TypeError: A has no gradient. ValueError: y has a NaN; when run, y does not fit A, or the next time is unknown.
+        TypeError: A has no gradient; noise is no model of it. ValueError: y has a NaN; when run, y does not fit A, or
+            the next time is unknown.
     """
     A, y = checked("dps", A, y, linear=False, gradient=True)
+    if not (noise is None or isinstance(noise, GaussianNoise | PoissonNoise)):
+        raise TypeError(f"noise is a model of it, such as operators.PoissonNoise(peak), got {noise!r}")
     extra = {"A": A, "zeta": zeta, "eta": eta}
     weigh = torch.ones_like(y[:, :1])
     if isinstance(noise, PoissonNoise):

@@ -53,9 +53,11 @@ def flowdps(
     Returns:
         (B, ...), latents of a latent model.
     Raises:
-        TypeError: A has no gradient. ValueError: y has a NaN, or does not fit; steps below 1.
+        TypeError: A has no gradient. ValueError: y has a NaN, or does not fit; steps or inner below 1.
     """
     A, y = checked("flowdps", A, y, linear=False, gradient=True)
+    if inner < 1:
+        raise ValueError(f"inner counts gradient steps, at least 1, got {inner}")
     y, x, schedule = y.to(noise), noise, model.schedule
     for step in run(model, noise, sampler=ddim, grid=grids.flow(schedule, steps)):
         p, (alpha, sigma), v = step.prediction, schedule(step.s), share(schedule, step.s)

@@ -15,7 +15,18 @@ from suffuse.denoise import call
 from suffuse.operators import Affine, GaussianNoise, LinearOperator, Operator, PoissonNoise
 from suffuse.schedules import Schedule
 
-__all__ = ["Stride", "Tweedie", "checked", "checked_noise", "checked_sigma", "gain", "near", "residual", "tweedie"]
+__all__ = [
+    "Stride",
+    "Tweedie",
+    "against",
+    "checked",
+    "checked_noise",
+    "checked_sigma",
+    "gain",
+    "near",
+    "residual",
+    "tweedie",
+]
 
 _LOWEST = 1e-3  # alpha/sigma below which E[x0 | x_t] hardly depends on x_t, and its derivative is lost in rounding
 
@@ -55,12 +66,14 @@ def checked(method: str, A: Operator, y: Tensor, *, linear: bool = True, gradien
 
     Raises:
         TypeError: A is no operator; it is not linear, or has no gradient, and the method needs that; y is not floating.
-        ValueError: y has values that are not finite.
+        ValueError: y is no batch, or has values that are not finite.
     """
     if not isinstance(A, Operator):
         raise TypeError(f"A must be an operator, such as those of sf.operators, got {type(A).__name__}")
     if not isinstance(y, Tensor) or not y.is_floating_point():
         raise TypeError(f"y must be a floating-point tensor, got {getattr(y, 'dtype', type(y).__name__)}")
+    if y.ndim < 2:
+        raise ValueError(f"y must be a batch of measurements, (1 or B, ...), got shape {tuple(y.shape)}")
     wrong = int((~y.isfinite()).sum())
     if wrong:
         raise ValueError(
@@ -71,7 +84,7 @@ def checked(method: str, A: Operator, y: Tensor, *, linear: bool = True, gradien
     if linear and not isinstance(A, LinearOperator):
         raise TypeError(f"{method} needs a linear operator, {A!r} is not: dps, flowchef, daps and tds take others")
     if gradient and "gradient" in A.lacks:
-        raise TypeError(f"{method} needs the operator's gradient, {A!r} has none")
+        raise TypeError(f"{method} needs the operator's gradient, {A!r} has none: guidance.steer needs none")
     return A, y
 
 
@@ -96,6 +109,11 @@ def near(schedule: Schedule, t: Any) -> Any:
     """t, or where alpha/sigma there is below 1/1000 the time at which it is that: there E[x0 | x_t] has a slope."""
     end = schedule.time(2 * math.log(_LOWEST))
     return t.clamp(max=end) if isinstance(t, Tensor) else min(t, end)
+
+
+def against(sigma: float, variance: Any) -> Any:
+    """sigma^2/variance for `ridge`; at variance 0 so large that y says nothing, unless it has no noise."""
+    return sigma**2 / (variance.clamp(min=1e-20) if isinstance(variance, Tensor) else max(variance, 1e-20))
 
 
 class Tweedie:

@@ -45,12 +45,13 @@ def mmps(
     Raises:
         TypeError: A is not linear. ValueError: y has a NaN; sigma is not positive; or, when run, y does not fit A.
     """
-    A, y = checked("mmps", A, y)
+    whole, (A, y) = A, checked("mmps", A, y)
     noise = checked_noise("mmps", sigma)
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
-    extra = {"A": A, "noise": noise, "iterations": iterations, "tolerance": tolerance}
-    return denoiser(_mmps, parts=[model], name="mmps", settings=extra, rows={"y": y}, extra=extra)
+    settings = {"A": A, "noise": noise, "iterations": iterations, "tolerance": tolerance}
+    extra = settings | {"whole": whole}
+    return denoiser(_mmps, parts=[model], name="mmps", settings=settings, rows={"y": y}, extra=extra)
 
 
 def _mmps(
@@ -61,12 +62,13 @@ def _mmps(
     *,
     y: Tensor,
     A: LinearOperator,
+    whole: Operator,
     noise: GaussianNoise | PoissonNoise,
     iterations: int,
     tolerance: float,
 ) -> Prediction:
     at = tweedie(model, x, t, to)
-    gap, var = residual(A, at.x0, y), noise.variance(A(at.x0))
+    gap, var = residual(A, at.x0, y), noise.variance(whole(at.x0))  # of an affine A with its offset
     u, _ = conjugate_gradients(
         lambda v: var * v + A(at.covariance(A.adjoint(v))),
         gap,

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from suffuse.denoise import Composed, denoiser
-from suffuse.inverse.measured import checked, checked_sigma, residual, tweedie
+from suffuse.inverse.measured import against, checked, checked_sigma, residual, tweedie
 from suffuse.operators import LinearOperator, Operator
 from suffuse.parameterize import Prediction
 
@@ -48,6 +48,6 @@ def _pigdm(
     x: Tensor, t: Any, to: Any, model: Any, *, y: Tensor, A: LinearOperator, sigma: float, spread: float
 ) -> Prediction:
     at = tweedie(model, x, t, to)
-    r2 = at.variance(spread)
-    towards = A.ridge(residual(A, at.x0, y), sigma**2 / r2) / r2
-    return Prediction(x, *model.schedule(t, like=x), x0=at.x0 + at.covariance(towards))
+    towards = A.ridge(residual(A, at.x0, y), against(sigma, at.variance(spread)))
+    length = ((spread * at.alpha) ** 2 + at.sigma**2) / (spread**2 * at.alpha)  # sigma_t^2/(alpha r^2), finite at t = 0
+    return Prediction(x, *model.schedule(t, like=x), x0=at.x0 + length * at.pull(towards))

@@ -76,12 +76,15 @@ def resample(
     Returns:
         (B, ...), latents of a latent model.
     Raises:
-        TypeError: A has no gradient. ValueError: y has a NaN, or does not fit; a negative sigma; steps below 1.
+        TypeError: A has no gradient. ValueError: y has a NaN, or does not fit; a negative sigma; steps, every or inner
+            below 1.
     """
     A, y = checked("resample", A, y, linear=False, gradient=True)
     sigma = checked_sigma("resample", sigma)
     if every < 1:
         raise ValueError(f"every counts steps, at least 1, got {every}")
+    if inner < 1:
+        raise ValueError(f"inner counts gradient steps, at least 1, got {inner}")
     y, x = y.to(noise), noise
     for step in run(model, noise, sampler=ddim, grid=grids.flow(model.schedule, steps)):
         x, (alpha, _), (alpha_b, sigma_b) = step.x, model.schedule(step.t), model.schedule(step.s)

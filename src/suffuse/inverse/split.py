@@ -138,13 +138,15 @@ def pnpdm(
         (B, ...). It costs rounds x inner evaluations and no vjp of the model.
     Raises:
         TypeError: A has no gradient. ValueError: y has a NaN, or does not fit; sigma is 0 where it is divided by;
-            levels that are not 0 < low <= high.
+            levels that are not 0 < low <= high; rounds or inner below 1.
     Wu et al. 2024 (Principled probabilistic imaging using diffusion models as plug-and-play priors), algorithm 1.
     """
     A, y = checked("pnpdm", A, y, linear=False, gradient=True)
     sigma = checked_sigma("pnpdm", sigma, divides=not isinstance(A, LinearOperator))
     if not 0 < low <= high:
         raise ValueError(f"rho falls from high to low, 0 < low <= high, got {high:g} to {low:g}")
+    if rounds < 1 or inner < 1:
+        raise ValueError(f"rounds and inner must be at least 1, got {rounds} and {inner}")
     draws, schedule = _Draws(A, y, sigma, noise, seed, first, langevin), model.schedule
     path = BrownianPath(noise.shape, seed, first=first, device=noise.device, dtype=noise.dtype)
     x = noise

@@ -91,6 +91,8 @@ def tds(
     A, y = checked("tds", A, y, linear=False, gradient=True)
     law = checked_noise("tds", sigma)
     groups, rows = len(y), len(noise)
+    if not groups:
+        raise ValueError("tds needs at least one measurement, got 0 rows of y")
     if rows % groups:
         raise ValueError(f"tds takes the same number of particles for each of {groups} measurements, got {rows} rows")
     k = rows // groups

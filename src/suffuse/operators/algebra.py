@@ -121,6 +121,11 @@ class Affine(Operator):
     def __call__(self, x: Tensor) -> Tensor:
         return self.linear(x) + self.offset
 
+    def __matmul__(self, other: Operator) -> Operator:
+        if isinstance(other, LinearOperator):
+            return Affine(Composition(self.linear, other), self.offset)
+        return super().__matmul__(other)
+
     @property
     def T(self) -> LinearOperator:
         """The transpose of the linear part: <A x - A 0, y> = <x, A.T y>."""

@@ -9,6 +9,7 @@ in closed form where the eigenvectors of A.T A are known (`spectrum`), otherwise
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,19 @@ def by_rows(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def batched(A: Operator, x: Tensor, axes: int) -> Tensor:
+    """x, which has a batch before the axes that A acts on.
+
+    Raises:
+        ValueError: it has none, so that A would mix rows.
+    """
+    if x.ndim <= axes:
+        raise ValueError(
+            f"{A!r} acts on the last {axes} axes of each row of a batch, got data of shape {tuple(x.shape)}"
+        )
+    return x
+
+
 class Operator:
     """y = A(x), row by row of a batch.
 
@@ -87,10 +101,11 @@ class Operator:
             TypeError: the operator lacks a gradient.
         """
         if "gradient" in self.lacks:
-            raise TypeError(f"{self!r} has no gradient: take a method that needs none, such as particles")
+            raise TypeError(f"{self!r} has no gradient: take guidance.steer, which needs none")
+        through = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
         with torch.enable_grad():
-            at = x.detach().requires_grad_()
-            return torch.autograd.grad(self(at), at, y)[0]
+            at = x if through and x.requires_grad else x.detach().requires_grad_()
+            return torch.autograd.grad(self(at), at, y, create_graph=through)[0]
 
     def __matmul__(self, other: Operator) -> Operator:
         """A @ B: first B, then A."""
@@ -142,13 +157,14 @@ class LinearOperator(Operator):
         orthogonal: whether A.T A = I = A A.T.
         tolerance: relative residual of A.T (A x - y) at which conjugate gradients stop where there is no closed form;
             None is 1e-10 in float64 and 1e-6 below.
-        limit: how many iterations they may take.
+        limit: how many iterations they may take; a warning, one an operator, says where they were too few.
     """
 
     lacks = ()
     orthogonal = False
     tolerance: float | None = None
     limit = 1000
+    _told = False
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A.T y, as `A.T(y)`."""
@@ -178,9 +194,22 @@ class LinearOperator(Operator):
             return known.solve(v, c)
         weight = by_row(c, v)
         tolerance = self.tolerance or (1e-10 if v.dtype == torch.float64 else 1e-6)
-        return conjugate_gradients(
-            lambda x: self.adjoint(self(x)) + weight * x, v, tolerance=tolerance, limit=self.limit
-        )[0]
+
+        def apply(x: Tensor) -> Tensor:
+            return self.adjoint(self(x)) + weight * x
+
+        x, n = conjugate_gradients(apply, v, tolerance=tolerance, limit=self.limit)
+        if n == self.limit and not self._told:
+            gap = v - apply(x)
+            worst = (dot(gap, gap) / dot(v, v).clamp(min=1e-30)).max().sqrt().item()
+            if not worst <= tolerance:
+                self._told = True
+                warnings.warn(
+                    f"{self!r}: after {n} conjugate gradients the residual is {worst:.2g} of A.T y, not {tolerance:g}; "
+                    "raise A.limit, or take operators.Matrix(operators.matrix(A, shape), shape)",
+                    stacklevel=2,
+                )
+        return x
 
     def pinv(self, y: Tensor) -> Tensor:
         """The least-squares solution of smallest norm."""
@@ -189,7 +218,7 @@ class LinearOperator(Operator):
 
 class _Transpose(LinearOperator):
     def __init__(self, of: LinearOperator) -> None:
-        self.of, self.orthogonal, self.tolerance = of, of.orthogonal, of.tolerance
+        self.of, self.orthogonal, self.tolerance, self.limit = of, of.orthogonal, of.tolerance, of.limit
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.of.adjoint(x)

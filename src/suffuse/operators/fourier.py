@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suffuse.operators.base import LinearOperator, Spectrum
+from suffuse.operators.base import LinearOperator, Spectrum, batched
 from suffuse.random import bits
 
 __all__ = ["MaskedFourier"]
@@ -21,13 +21,18 @@ class MaskedFourier(LinearOperator):
     Args:
         known: (H, W), true where a frequency is measured, frequency 0 first (as `torch.fft.fft2` has it).
     Raises:
-        ValueError: not (H, W).
+        ValueError: not (H, W); values other than 0 and 1.
     """
 
     def __init__(self, known: Any) -> None:
-        self.known = torch.as_tensor(known).bool()
-        if self.known.ndim != 2:
-            raise ValueError(f"the mask of frequencies is (H, W), got {tuple(self.known.shape)}")
+        m = torch.as_tensor(known)
+        if m.ndim != 2:
+            raise ValueError(f"the mask of frequencies is (H, W), got {tuple(m.shape)}")
+        if not bool(((m == 0) | (m == 1)).all()):
+            raise ValueError(
+                "a mask is true (1) where a frequency is measured and false (0) elsewhere, got other values"
+            )
+        self.known = m.bool()
 
     @classmethod
     def columns(cls, size: tuple[int, int], *, keep: float, seed: int, centre: float = 0.08) -> MaskedFourier:
@@ -45,12 +50,12 @@ class MaskedFourier(LinearOperator):
         return cls(m.expand(H, W))
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.shape[-2:] != self.known.shape:
+        if batched(self, x, 2).shape[-2:] != self.known.shape:
             raise ValueError(f"{self!r} does not fit data of shape {tuple(x.shape[1:])}")
         return torch.view_as_real(torch.fft.fft2(x, norm="ortho") * self.known.to(x.device))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        z = torch.view_as_complex(y.contiguous()) * self.known.to(y.device)
+        z = torch.view_as_complex(batched(self, y, 3).contiguous()) * self.known.to(y.device)
         return torch.fft.ifft2(z, norm="ortho").real
 
     def spectrum(self, shape: tuple[int, ...]) -> Spectrum:

@@ -27,17 +27,22 @@ class Function(Operator):
 
 
 class _Linear(LinearOperator):
-    def __init__(self, fn: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
-        self.fn, self.shape = fn, tuple(shape)
+    def __init__(self, fn: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
+        self.fn, self.shape, self.dtype = fn, tuple(shape), dtype
 
     def __call__(self, x: Tensor) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"{self!r} is for data of shape {self.shape}, got {tuple(x.shape[1:])}")
+        if self.dtype not in (None, x.dtype):
+            raise ValueError(f"{self!r} is made of {self.dtype}, got data of {x.dtype}")
         return self.fn(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
         at = torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device)
-        return torch.func.vjp(self.fn, at)[1](y)[0]
+        made, pull = torch.func.vjp(self, at)
+        if made.shape != y.shape:
+            raise ValueError(f"{self!r} measures {tuple(made.shape[1:])} of each row, got {tuple(y.shape)}")
+        return pull(y)[0]
 
     def __repr__(self) -> str:
         return f"from_function({getattr(self.fn, '__name__', 'fn')})"
@@ -51,7 +56,7 @@ def from_function(
     Args:
         fn: x (B, ...) -> y (B, ...), row by row, made of differentiable operations.
         shape: of one data point; needed where it is linear, since A.T must make one.
-        linear: whether fn is linear; it is tried out once.
+        linear: whether fn is linear; it is tried out once, in float64, or in float32 where it takes no other.
     Returns:
         A `LinearOperator`, its pseudo-inverse by conjugate gradients; or, not linear, an `Operator` with a gradient.
     Raises:
@@ -62,8 +67,13 @@ def from_function(
     if shape is None:
         raise ValueError("a linear function needs the shape of one data point: from_function(fn, shape=(C, H, W))")
     a, b = (noise((1, *shape), seed=seed, dtype=torch.float64) for seed in (0, 1))
+    dtype, close = None, 1e-6
+    try:
+        fn(a)
+    except RuntimeError:  # a network, whose weights are of one precision
+        dtype, close, a, b = torch.float32, 1e-4, a.float(), b.float()
     gap = (fn(a - 2 * b) - fn(a) + 2 * fn(b)).abs().max().item()
     size = fn(a).abs().max().item() + fn(b).abs().max().item()
-    if not gap <= 1e-6 * max(size, 1e-12):
+    if not gap <= close * max(size, 1e-12):
         raise ValueError(f"this function is not linear: f(a - 2b) misses f(a) - 2 f(b) by {gap:.3g}; say linear=False")
-    return _Linear(fn, shape)
+    return _Linear(fn, shape, dtype)

@@ -65,11 +65,12 @@ class PoissonNoise:
         rate = self._rate(clean).double()
         words = bits(tuple(clean.shape), seed, stream=_STREAM + 1, first=first, device=clean.device)
         u = (words.double() + 0.5) * 2.0**-32
-        k, term = torch.zeros_like(rate), torch.exp(-rate)
+        k = start = (rate - 10 * rate.sqrt()).clamp(min=0).floor()  # less than that comes once in 10^23 draws
+        term = torch.exp(torch.xlogy(start, rate) - rate - torch.lgamma(start + 1))
         below = term.clone()
-        for n in range(1, int(self.peak + 10 * self.peak**0.5) + 20):  # the quantile, by adding up the distribution
+        for n in range(1, int(20 * self.peak**0.5) + 20):  # the quantile, by adding up the distribution
             k = k + (u > below)
-            term = term * rate / n
+            term = term * rate / (start + n)
             below = below + term
         return (2 * k / self.peak - 1).to(clean.dtype)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from suffuse.codec import Codec
-from suffuse.operators.base import Operator
+from suffuse.operators.base import Operator, batched
 
 __all__ = ["Decode", "HighDynamicRange", "PhaseRetrieval", "Quantise"]
 
@@ -24,7 +24,7 @@ class PhaseRetrieval(Operator):
         self.oversample = oversample
 
     def __call__(self, x: Tensor) -> Tensor:
-        frame = tuple(round(self.oversample * n) for n in x.shape[-2:])
+        frame = tuple(round(self.oversample * n) for n in batched(self, x, 2).shape[-2:])
         return torch.fft.fft2(x, s=frame).abs() / (frame[0] * frame[1]) ** 0.5
 
     def __repr__(self) -> str:

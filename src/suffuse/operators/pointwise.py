@@ -173,11 +173,13 @@ class Greyscale(LinearOperator):
         return torch.einsum("bc...,c->b...", x, self.w.to(x))[:, None]
 
     def adjoint(self, y: Tensor) -> Tensor:
+        if y.ndim < 2 or y.shape[1] != 1:
+            raise ValueError(f"{self!r} measures 1 channel, got a measurement of shape {tuple(y.shape)}")
         return y * self.w.to(y).reshape(-1, *[1] * (y.ndim - 2))
 
     def spectrum(self, shape: tuple[int, ...]) -> Spectrum:
         _, s, Vt = torch.linalg.svd(self.w[None], full_matrices=True)
-        s = torch.cat([s, s.new_zeros(len(self.w) - 1)])[:, None, None]
+        s = torch.cat([s, s.new_zeros(len(self.w) - 1)]).reshape(-1, *[1] * (len(shape) - 1))
 
         def to(x: Tensor) -> Tensor:
             return torch.einsum("dc,bc...->bd...", Vt.to(x), x)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from suffuse.operators.base import LinearOperator
+from suffuse.operators.base import LinearOperator, batched
 
 __all__ = ["Radon", "Rotation", "Sparse"]
 
@@ -33,7 +33,7 @@ class Sparse(LinearOperator):
 
     def _sum(self, x: Tensor, table: Tensor, size: tuple[int, ...], out: tuple[int, ...]) -> Tensor:
         n = len(size)
-        if tuple(x.shape[-n:]) != size:
+        if tuple(batched(self, x, n).shape[-n:]) != size:
             raise ValueError(f"{self!r} takes pictures of size {size}, got data of shape {tuple(x.shape[1:])}")
         lead = x.shape[:-n]
         flat = x.reshape(-1, table.shape[1]).T

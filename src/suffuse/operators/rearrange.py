@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suffuse.operators.base import LinearOperator, Spectrum
+from suffuse.operators.base import LinearOperator, Spectrum, batched
 from suffuse.random import bits
 
 __all__ = ["Flip", "Permutation", "Turn", "inner_rotation", "jigsaw", "patch_shuffle", "skew"]
@@ -34,10 +34,10 @@ class Turn(_Orthogonal):
         self.k = k % 4
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.rot90(x, self.k, (-2, -1))
+        return torch.rot90(batched(self, x, 2), self.k, (-2, -1))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return torch.rot90(y, -self.k, (-2, -1))
+        return torch.rot90(batched(self, y, 2), -self.k, (-2, -1))
 
     def __repr__(self) -> str:
         return f"Turn({self.k})"
@@ -58,10 +58,10 @@ class Flip(_Orthogonal):
             raise ValueError(f"axes are counted from the end, -1 is left and right, got {self.axes}")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.flip(self.axes)
+        return batched(self, x, -min(self.axes, default=0)).flip(self.axes)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return y.flip(self.axes)
+        return self(y)
 
     def __repr__(self) -> str:
         return f"Flip({', '.join(map(str, self.axes))})"
@@ -90,7 +90,7 @@ class Permutation(_Orthogonal):
 
     def _move(self, x: Tensor, index: Tensor) -> Tensor:
         n = len(self.size)
-        if tuple(x.shape[-n:]) != self.size:
+        if tuple(batched(self, x, n).shape[-n:]) != self.size:
             raise ValueError(f"{self!r} moves pixels of size {self.size}, got data of shape {tuple(x.shape[1:])}")
         return x.flatten(-n)[..., index.to(x.device)].reshape(x.shape)
 

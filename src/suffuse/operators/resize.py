@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from suffuse.operators.base import LinearOperator, Spectrum
+from suffuse.operators.base import LinearOperator, Spectrum, batched
 
 __all__ = ["Downsample", "Separable"]
 
@@ -22,13 +22,13 @@ class Separable(LinearOperator):
         self._svd: Spectrum | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if (x.shape[-2], x.shape[-1]) != (self.L.shape[1], self.R.shape[1]):
+        if tuple(batched(self, x, 2).shape[-2:]) != (self.L.shape[1], self.R.shape[1]):
             size = (self.L.shape[1], self.R.shape[1])
             raise ValueError(f"{self!r} is for pictures of size {size}, got data of shape {tuple(x.shape[1:])}")
         return self.L.to(x) @ x @ self.R.to(x).T
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self.L.to(y).T @ y @ self.R.to(y)
+        return self.L.to(y).T @ batched(self, y, 2) @ self.R.to(y)
 
     def spectrum(self, shape: tuple[int, ...]) -> Spectrum:
         if self._svd is None:

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from suffuse.operators.base import LinearOperator, Spectrum
+from suffuse.operators.base import LinearOperator, Spectrum, batched
 
 __all__ = ["Crop", "Crops"]
 
@@ -67,13 +67,13 @@ class Crops(LinearOperator):
         return rows[:, :, None] * W + columns[:, None]
 
     def __call__(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[-2:]) != self.canvas:
+        if tuple(batched(self, x, 2).shape[-2:]) != self.canvas:
             raise ValueError(f"{self!r} is for a canvas of {self.canvas}, got data of shape {tuple(x.shape[1:])}")
         y = x.flatten(-2)[..., self.index.to(x.device)]  # (B, ..., n, h, w)
         return y.movedim(-3, 1)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        y = y.movedim(1, -3)
+        y = batched(self, y, 3).movedim(1, -3)
         flat = y.new_zeros(*y.shape[:-3], self.canvas[0] * self.canvas[1])
         flat = flat.index_add(-1, self.index.flatten().to(y.device), y.flatten(-3))
         return flat.unflatten(-1, self.canvas)
@@ -105,13 +105,13 @@ class Crop(LinearOperator):
         self._rows, self._columns = slice(top, top + h), slice(left, left + w)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[-2:]) != self.canvas:
+        if tuple(batched(self, x, 2).shape[-2:]) != self.canvas:
             raise ValueError(f"{self!r} is for a canvas of {self.canvas}, got data of shape {tuple(x.shape[1:])}")
         return x[..., self._rows, self._columns]
 
     def adjoint(self, y: Tensor) -> Tensor:
         (top, left, h, w), (H, W) = self.box, self.canvas
-        return torch.nn.functional.pad(y, (left, W - left - w, top, H - top - h))
+        return torch.nn.functional.pad(batched(self, y, 2), (left, W - left - w, top, H - top - h))
 
     def spectrum(self, shape: tuple[int, ...]) -> Spectrum:
         s = torch.zeros(self.canvas, dtype=torch.float64)

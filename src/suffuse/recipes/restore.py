@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ OPERATORS: dict[str, tuple[tuple[type, ...], Callable[..., Operator]]] = {
     "radon": ((int,), lambda size, angles: operators.Radon(angles, size)),
     "fourier": ((float,), lambda size, keep: operators.MaskedFourier.columns(size, keep=keep, seed=0)),
     "hdr": ((float,), lambda size, gain: operators.HighDynamicRange(gain)),
-    "quantise": ((int,), lambda size, levels: operators.Quantise(levels)),
     "phase": ((float,), lambda size, oversample: operators.PhaseRetrieval(oversample)),
 }
 """Name, and what follows it after a colon, separated by commas: "blur:2.0", "box:8,8,16,16"."""
@@ -102,6 +102,7 @@ METHODS: dict[str, Method] = {
     "resample": lambda m, A, y, z, sigma, nfe, seed: inverse.resample(m, A, y, z, sigma, steps=nfe, seed=seed),
 }
 """(model, A, y, noise, sigma, evaluations, seed) -> samples, with the options that docs/inverse.md measured."""
+_LINEAR = {"pigdm", "mmps", "mcg", "ddnm", "diffpir", "ddrm", "ddnm_plus", "repaint"}
 DEFAULT = {False: "mmps", True: "resample"}
 """The method, of a model of pictures and of one of latents: through a decoder no operator is linear."""
 
@@ -115,10 +116,17 @@ def restored(
         model: the prior. A, y: the measurement of pictures. z: noise (B, C, H, W), of the pictures or their latents.
         method: one of `METHODS`. sigma: standard deviation of the measurement's noise. nfe: evaluations.
     Raises:
-        ValueError: an unknown method; what the method raises.
+        ValueError: an unknown method, or one that needs a linear operator; what the method raises.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: one of {', '.join(METHODS)}")
+    linear: set[str] = set()  # of those that need it, which have it
+    if isinstance(A, LinearOperator | operators.Affine):
+        linear = _LINEAR if model.codec is None else {"ddnm"}
+    able = [name for name in METHODS if name not in _LINEAR or name in linear]
+    if method not in able:
+        none = f"{A!r} is none" if model.codec is None else "through a decoder none is"
+        raise ValueError(f"{method} needs a linear operator, and {none}: take {', '.join(able)}")
     return decoded(model, METHODS[method](model, _seen(model, A), y, z, sigma, nfe, seed))
 
 
@@ -341,6 +349,11 @@ def fill(
         raise ValueError("say what to paint: one of --mask, --box and --grow")
     if n < 1 or nfe < 1 or grow < 0:
         raise ValueError(f"n and nfe must be at least 1 and grow at least 0, got {n}, {nfe} and {grow}")
+    cell = side // made.shape[-1]  # pixels of a latent
+    if 2 * grow % cell:
+        raise ValueError(
+            f"a latent is {cell} x {cell} pixels: grow by a multiple of {cell // math.gcd(2, cell)}, got {grow}"
+        )
     size = side + 2 * grow
     before = torch.nn.functional.pad(read_picture(image, side, channels), (grow,) * 4)
     if mask is not None:
