@@ -1,6 +1,6 @@
 """Controls and personal models on the shapes world: trained, and the tables of docs/control.md, by the held-out judge.
 
-    python benchmarks/control.py train  --kind edges [--base runs/shapes] [--steps 4000]   # resumes; also --kind pose
+    python benchmarks/control.py train  --kind edges [--base shapes] [--steps 4000]   # resumes; also --kind pose
     python benchmarks/control.py edges  [--n 400]                  # base, with and without prompt, by strength
     python benchmarks/control.py pose   [--n 400]                  # trains the reader of joints first, once
     python benchmarks/control.py two    [--n 400]                  # edges and pose together
@@ -15,19 +15,19 @@ are Canny's of the pictures, patterns of backgrounds included; chance is their F
 import argparse
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import suffuse as sf
+from subjects import CONTEXTS, ideal, obeyed, recognised, variety
 from suffuse import control, metrics, pictures
-from suffuse.data.shapes import SHAPES, SUBJECTS, Scenes, captions, parse, subject
-from suffuse.data.shapes.attributes import DIAMETERS, outlineable
+from suffuse.data.shapes import SUBJECTS, Scenes, captions, parse, subject
+from suffuse.data.shapes.attributes import outlineable
 from suffuse.data.shapes.render import Batch
 from suffuse.recipes import control as recipe
 from suffuse.recipes import personalise, shapes
-from suffuse.recipes.draw import decoded
+from suffuse.recipes.draw import decoded, encoded
 
 ROOT, NFE, W, SEED = Path("runs/control"), 20, shapes.SAMPLING["w"], 1_000_003
 
@@ -40,12 +40,18 @@ def folder(args, name: str) -> Path:
 def told(title: str, rows: list[tuple]) -> dict:
     """Print a table of measurements, and give it as JSON."""
     print(f"\n{title}\n")
-    names = [name for name, _ in rows[0][1].items()]
+    names = list(dict.fromkeys(name for _, values in rows for name in values))
     print("| | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
     for label, values in rows:
         cells = [str(values[name]) if name in values else "" for name in names]
         print(f"| {label} | " + " | ".join(cells) + " |")
     return {label: {k: v.to_json() for k, v in values.items()} for label, values in rows}
+
+
+def bar(what: str, value: float, sign: str, wanted: float) -> None:
+    """Say whether a ratio or share meets what is asked of it; without a sign nothing is asked."""
+    met = {">=": value >= wanted, "<=": value <= wanted}.get(sign)
+    print(f"{what}: {value:.3f}" + ("" if met is None else f" ({sign} {wanted:g}: {'met' if met else 'MISSED'})"))
 
 
 def write(args, name: str, data: dict) -> None:
@@ -103,6 +109,9 @@ def edges(args) -> None:
         if name == "edges, prompt":
             pairs = torch.stack([picture.expand(-1, 3, -1, -1), x, batch.images], 1)[:16].flatten(0, 1)
             pictures.save_png(pictures.grid(pairs, 12, scale=2), folder(args, "edges") / "pictures.png", {"seed": SEED})
+    every = torch.ones_like(batch.images[:, :1])
+    rows.append(("edges everywhere", {"edge F1": metrics.mean(
+        control.edge_f1(every, control.canny(batch.images)), "mean F1 of edges in every pixel")}))  # fmt: skip
     rows.append(("chance: real, another scene", {"edge F1": f1(batch.images.roll(1, 0), batch.images, "by chance")}))
     rows.append(
         (
@@ -111,6 +120,11 @@ def edges(args) -> None:
         )
     )
     write(args, "edges", {"table": told("Edges to pictures", rows)})
+    by = {name: {k: v.value for k, v in values.items()} for name, values in rows}
+    free, edged, silent = by["base, prompt"], by["edges, prompt"], by["edges, no prompt"]
+    bar("edge F1", edged["edge F1"], ">=", 0.85)
+    bar("caption match over the base's", edged["caption match"] / free["caption match"], ">=", 0.95)
+    bar("edge F1 without a prompt over with", silent["edge F1"] / edged["edge F1"], ">=", 0.9)
 
 
 def figures(args, skip_blank: bool = True) -> tuple[Batch, torch.Tensor]:
@@ -152,10 +166,16 @@ def pose(args) -> None:
     ):
         x = recipe.draw(model, batch, told=given, text=text, w=W, nfe=NFE, seed=SEED)
         rows.append((name, joints(reader, x, wanted, name) | {"caption match": match(batch, x)}))
+        if name == "pose, prompt":
+            shown = torch.stack([picture, x, batch.images], 1)[:16].flatten(0, 1)
+            pictures.save_png(pictures.grid(shown, 12, scale=2), folder(args, "pose") / "pictures.png", {"seed": SEED})
+    back = decoded(model, encoded(model, batch.images))
+    rows.append(("real scenes, through the codec", joints(reader, back, wanted, "real, through the codec")))
     rows.append(
         ("real scenes", joints(reader, batch.images, wanted, "real") | {"caption match": match(batch, batch.images)})
     )
     write(args, "pose", {"table": told("Stick figures to pictures", rows), "reader": ceiling})
+    bar("figures within 1 pixel", rows[1][1]["figures within 1 pixel"].value, ">=", 0.9)
 
 
 def two(args) -> None:
@@ -173,7 +193,13 @@ def two(args) -> None:
         limbs = metrics.mean(control.edge_f1(drawn, line), f"mean F1 of the skeletons, {name}")
         values = {"edge F1": f1(x, batch.images, name), "skeleton F1": limbs}
         rows.append((name, values | joints(reader, x, wanted, name) | {"caption match": match(batch, x)}))
+        if name == "both":
+            shown = torch.stack([e.expand(-1, 3, -1, -1), p, x, batch.images], 1)[:12].flatten(0, 1)
+            pictures.save_png(pictures.grid(shown, 12, scale=2), folder(args, "two.png"), {"seed": SEED})
     write(args, "two", {"table": told("Two controls together", rows)})
+    (_, edged), (_, posed), (_, both) = rows
+    for name, alone in (("edge F1", edged), ("skeleton F1", posed)):
+        bar(f"{name} of both over alone", both[name].value / alone[name].value, ">=", 0.9)
 
 
 def without_fill(texts: list[str]) -> list[str]:
@@ -213,66 +239,37 @@ def style(args) -> None:
     pictures.save_png(pictures.grid(x, 12, scale=2), out / "pictures.png", {"seed": SEED})
     table = told("Style of dotted outlines", [first, second, third, fourth])
     write(args, "style", {"table": table, "share trained": sf.adapters.share(lora), "seconds": made.train_seconds})
-
-
-def placed(number: int, x: torch.Tensor, y: torch.Tensor, plain: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """A subject drawn with its centre at (x, y), (N, 3, 32, 32), and where it covers, (N, 32, 32); or `plain`."""
-    one = subject(number)
-    rows = torch.zeros(len(x), dtype=torch.int64)
-
-    def at(v: torch.Tensor) -> torch.Tensor:
-        return torch.stack([v, torch.full_like(v, -1.0)], 1)
-
-    attributes = replace(one.attributes[rows], x=at(x), y=at(y))
-    decor = replace(one.decor, **{k: v[rows] for k, v in vars(one.decor).items()})
-    decor = replace(decor, texture=torch.full_like(decor.texture, -1)) if plain else decor
-    drawn = Batch(attributes, decor, 32, one.say)
-    return drawn.images, drawn.masks[:, 0]
-
-
-def recognised(number: int, images: torch.Tensor) -> torch.Tensor:
-    """(N,) bool: whether some place in a picture looks like the subject, by its own drawing and no network.
-
-    The mean absolute difference of pixels well inside it, at its best place on a grid of half pixels, is below 0.25,
-    and below that of every other subject, and of the same shape in its first colour alone.
-    """
-    r = DIAMETERS[2] / 2
-    grid = torch.arange(r - 1, 32 - r + 1.01, 0.5)
-    x, y = (g.flatten() for g in torch.meshgrid(grid, grid, indexing="xy"))
-
-    def distance(k: int, plain: bool = False) -> torch.Tensor:
-        drawn, mask = placed(k, x, y, plain)
-        inside = (mask > 0.95).float()
-        best = torch.full((len(images),), torch.inf)
-        for d, m in zip(drawn.split(16), inside.split(16), strict=True):
-            gap = ((images[:, None] - d).abs().mean(2) * m).flatten(2).sum(2) / m.flatten(1).sum(1)
-            best = torch.minimum(best, gap.amin(1))
-        return best
-
-    mine = distance(number)
-    others = [distance(k) for k in range(len(SUBJECTS)) if k != number] + [distance(number, plain=True)]
-    return (mine < 0.25) & (mine < torch.stack(others).amin(0))
-
-
-CONTEXTS = (
-    "a {} on a striped green background",
-    "a {} above a small blue ring",
-    "a {} to the left of a small pink cross on a purple background",
-    "a {} on a gradient pink background",
-    "a {} below a small white star on a blue background",
-)
+    bar("dotted", second[1]["dotted"].value, ">=", 0.9)
+    bar("loss of caption match", first[1]["caption match"].value - second[1]["caption match"].value, "<=", 0.05)
 
 
 def dreambooth(args) -> None:
     """A textured object from its four pictures, in new contexts; and what became of its class."""
     judge, tables = metrics.shapes.judge("held_out"), {}
+    base, contexts = recipe.base_of(args.base)[0], [CONTEXTS[i % len(CONTEXTS)] for i in range(args.n)]
+
+    def seen(number: int, x: torch.Tensor) -> dict:
+        found, place = recognised(number, x)
+        right = int(obeyed(contexts, x, place, judge).sum())
+        return {
+            "subject recognised": metrics.proportion(int(found.sum()), args.n, "read by its own drawing"),
+            "context obeyed": metrics.proportion(right, args.n, "all else that the prompt says holds"),
+        }
+
+    def of_class(model, noun: str) -> dict:
+        x = pictured(model, {"text": f"a {noun}"}, args.n, SEED + 1)
+        return dict(zip(("class variety", "class shown"), variety(noun, x, judge), strict=True))
+
     for number in range(args.subjects):
         shape, colour, texture = SUBJECTS[number]
-        real = recognised(number, subject(number).images)
-        fake = recognised(number, Scenes(9)(0, 400).images)
-        print(f"\n{colour} {shape} with {texture}: its own pictures recognised {int(real.sum())} of 4, "
-              f"of 400 other scenes {int(fake.sum())}")  # fmt: skip
-        rows = [_class(recipe.base_of(args.base)[0], shape, "base", args.n, judge)]
+        fake = recognised(number, Scenes(9)(0, 400).images)[0]
+        print(f"\n{colour} {shape} with {texture}: recognised in {int(fake.sum())} of 400 other scenes", flush=True)
+        real = ideal(number, contexts)
+        rows = [
+            ("drawn", seen(number, real)),
+            ("drawn, through the codec", seen(number, decoded(base, encoded(base, real)))),
+            ("base", of_class(base, shape)),
+        ]
         for name, prior in (("with prior preservation", 1.0), ("without", 0.0)):
             out = folder(args, f"dreambooth-{number}" + ("" if prior else "-without"))
             made = personalise.train(
@@ -280,37 +277,15 @@ def dreambooth(args) -> None:
                 steps=args.steps, resume=True,
             )  # fmt: skip
             model = made.model()
-            asked = [CONTEXTS[i % len(CONTEXTS)] for i in range(args.n)]
-            text = [a.format(f"[v] {shape}" if args.phrase == "both" else "[v]") for a in asked]
+            text = [c.text.format(f"[v] {shape}" if args.phrase == "both" else "[v]") for c in contexts]
             x = pictured(model, {"text": text}, args.n, SEED)
-            spec = parse([a.format("shape") for a in asked])
-            told_ = judge.match(spec, x)
-            share = metrics.proportion(
-                int(recognised(number, x).sum()), args.n, "subject recognised by its own drawing"
-            )
-            obeyed = metrics.proportion(int(told_.all.sum()), args.n, "everything else in the prompt holds")
-            label, kept = _class(model, shape, name, args.n, judge)
-            rows.append((label, {"subject recognised": share, "context obeyed": obeyed, **kept}))
+            rows.append((name, seen(number, x) | of_class(model, shape)))
             pictures.save_png(pictures.grid(x[:40], 10, scale=2), out / "pictures.png", {"text": text[:5]})
-        rows[0] = (rows[0][0], {"subject recognised": metrics.proportion(0, 1, "not asked"),
-                                "context obeyed": metrics.proportion(0, 1, "not asked"), **rows[0][1]})  # fmt: skip
         tables[f"{colour} {shape}"] = told(f"DreamBooth: {colour} {shape} with {texture}", rows)
+        kept = {name: values["class variety"].value for name, values in rows[2:]}
+        for name in list(kept)[1:]:
+            bar(f"loss of class variety {name}", 1 - kept[name] / kept["base"], "<=" if name != "without" else "", 0.1)
     write(args, "dreambooth", {"table": tables})
-
-
-def _class(model, noun: str, name: str, n: int, judge) -> tuple:
-    """How various the model's pictures of the class are: distances in the held-out judge's features, and colours."""
-    x = pictured(model, {"text": f"a {noun}"}, n, SEED + 1)
-    with torch.no_grad():
-        whole = judge.net.features(x)[1]
-    apart = torch.cdist(whole, whole)
-    each = (apart.sum(1) / (n - 1)).float()
-    read = judge.read(x)
-    is_class = (read.shape[:, :1] == SHAPES.index(noun)).any(1)
-    return name, {
-        "class diversity": metrics.mean(each, "mean distance of two pictures of the class in the judge's features"),
-        "class shown": metrics.proportion(int(is_class.sum()), n, f"share of pictures of 'a {noun}' that show one"),
-    }
 
 
 def main() -> None:
@@ -318,7 +293,7 @@ def main() -> None:
     parts = {f.__name__: f for f in (train, edges, pose, two, style, dreambooth)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
-    parser.add_argument("--base", default="runs/shapes")
+    parser.add_argument("--base", default="shapes")
     parser.add_argument("--tag", default="")
     parser.add_argument("--kind", default="edges", choices=recipe.HINTS)
     parser.add_argument("--method", default=None)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from suffuse import adapters
 from suffuse.training.files import ModelFileError
@@ -58,6 +59,16 @@ def test_one_made_for_another_model_says_what_there_is(tmp_path):
     save_file({k: v for k, v in tensors.items() if k != key}, file)
     with pytest.raises(ModelFileError, match="lacks its down"):
         adapters.load_lora(model("dit"), file)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3))
+    adapters.save_lora(adapters.lora(net, "0", rank=2, dora=True), file)
+    tensors, layer = load_file(file), r"transformer\.0 here is 3 to 5 channels, its weight \(5, 3, 3, 3\)"
+    point = tensors["transformer.0.lora_A.weight"][..., :1, :1].clone()
+    save_file({**tensors, "transformer.0.lora_A.weight": point}, file)
+    with pytest.raises(ModelFileError, match=layer + r", in the file it has down \(2, 3, 1, 1\) and up \(5, 2, 1, 1\)"):
+        adapters.load_lora(net, file)
+    save_file({**tensors, "transformer.0.lora_magnitude_vector": torch.ones(3)}, file)
+    with pytest.raises(ModelFileError, match=layer + r", in the file it has a magnitude \(3,\)"):
+        adapters.load_lora(net, file)
     save_file({"other": torch.ones(1)}, file)
     with pytest.raises(ModelFileError, match="holds no LoRA: its first key is other"):
         adapters.load_lora(model("dit"), file)

@@ -159,8 +159,11 @@ def test_what_does_not_fit_is_said():
     base = model("dit")
     with pytest.raises(ValueError, match=r"'nowhere' matches no module of DiT; it has told\.time\.first, .* in all"):
         adapters.lora(base, "nowhere")
-    with pytest.raises(ValueError, match="rank must be at least 1"):
-        adapters.lora(base, rank=0)
+    with pytest.raises(ValueError, match=r"where is no regular expression: '\(qkv', missing \)"):
+        adapters.lora(base, "(qkv")
+    for rank in (0, 2.5, "4"):
+        with pytest.raises(ValueError, match=f"rank must be a whole number of at least 1 and alpha finite, got {rank}"):
+            adapters.lora(base, rank=rank)
     once = adapters.lora(base)
     with pytest.raises(ValueError, match="has an adapter 'lora' already"):
         adapters.lora(once)

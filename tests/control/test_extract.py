@@ -70,6 +70,9 @@ def test_depth_is_from_zero_to_one_and_masks_fill_their_slots():
     assert torch.equal(control.depth(values).flatten(), torch.tensor([0.0, 1.0, 0.5, 0.0]))
     assert control.depth(torch.ones(1, 1, 2, 2)).abs().max() == 0
     assert control.masks(torch.ones(1, 1, 4, 4), 3).sum((0, 2, 3)).tolist() == [16, 0, 0]
+    over = control.masks(torch.tensor([0.2, 1.0, 0.5, 0.0, 0.9, 1.0, 0.3, 0.0]).view(1, 2, 2, 2), 3)
+    assert torch.equal(over.flatten(2)[0], torch.tensor([[0, 1, 0.5, 0], [0.9, 0, 0, 0], [0, 0, 0, 0]]))
+    assert control.masks(torch.ones(1, 0, 4, 4)).shape == (1, 2, 4, 4)
     with pytest.raises(ValueError, match="K at most 2"):
         control.masks(torch.ones(1, 3, 4, 4))
 

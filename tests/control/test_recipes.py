@@ -6,12 +6,14 @@ import pytest
 import torch
 
 import suffuse as sf
-from suffuse import pictures
+from suffuse import cli, pictures
+from suffuse.data.shapes import Scenes
 from suffuse.nets import Autoencoder, LatentCodec
-from suffuse.recipes import control, personalise, shapes
+from suffuse.recipes import control, draw, personalise, shapes
+from suffuse.recipes.draw import read_picture
 from suffuse.recipes.run import Run
-from suffuse.training.files import ModelFileError
-from tests.adapters.nets import said, spread
+from suffuse.training.files import ModelFileError, read_json
+from tests.adapters.nets import model, said, spread
 
 SHAPE = (8, 8, 8)
 
@@ -68,8 +70,19 @@ def test_a_personal_model_is_a_run_like_any_other(base, tmp_path, method):
         torch.testing.assert_close(said(again.given(text=text), x), said(model.given(text=text), x), rtol=0, atol=1e-4)
 
 
-def test_pictures_and_captions_of_a_folder(tmp_path):
+def test_a_models_shape_is_kept_and_a_run_knows_its_own(tmp_path):
+    made = model("unet")
+    for shape in (None, (3, 4, 4)):
+        made.shape = shape
+        sf.save(made, tmp_path / "model")
+        assert sf.load(tmp_path / "model").shape == shape
+        assert ("shape" in read_json(tmp_path / "model" / "model.json")) == (shape is not None)
+        Run(tmp_path, "shapes", (3, 8, 8), {}, 0.0).write()
+        assert sf.load(tmp_path).shape == (shape or (3, 8, 8))
+    assert sf.load("shapes").shape == SHAPE
 
+
+def test_pictures_and_captions_of_a_folder(tmp_path):
     pictures.save_png(pictures.grid(torch.ones(1, 3, 8, 8), 1, gap=0), tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a white square\n")
     pictures.save_png(pictures.grid(-torch.ones(1, 3, 8, 8), 1, gap=0), tmp_path / "b.png")
@@ -78,3 +91,89 @@ def test_pictures_and_captions_of_a_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no picture that can be read"):
         personalise.pictures_in(tmp_path / "empty", 8)
+    with pytest.raises(ValueError, match=r"a\.png is no folder: name the folder"):
+        personalise.pictures_in(tmp_path / "a.png", 8)
+
+
+def test_what_cannot_be_learned_is_said_before_anything_is_drawn(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(personalise, "_priors", lambda *_: pytest.fail("the class was drawn"))
+    opened = control.base_of(base)
+    monkeypatch.setattr(personalise, "base_of", lambda path: opened)
+    x = torch.zeros(2, 3, 32, 32)
+    refused = [
+        ({"token": "heart"}, x, "'heart' is in the vocabulary already"),
+        ({"token": "my heart"}, x, "must be one word"),
+        ({"method": "style", "captions": ["a heart"]}, x, "captions has 1 values for 2 pictures: give one for each"),
+        ({"priors": 0}, x, "priors must be at least 1 where prior is above 0, got 0"),
+        ({"prior": -1.0}, x, "prior must be a finite number of at least 0, got -1"),
+        ({}, x[..., :16], r"images must be \(N, 3, 32, 32\) of floats, got \(2, 3, 32, 16\) of torch.float32"),
+        ({}, x[:0], r"images must be .*, got \(0, 3, 32, 32\)"),
+        ({}, x.to(torch.uint8), r"images must be .* of torch.uint8"),
+        ({}, x + 2, r"images must lie in \[-1, 1\], got 2 to 2"),
+        ({}, x * torch.nan, r"images must lie in \[-1, 1\], got nan to nan"),
+    ]
+    for how, images, says in refused:
+        with pytest.raises(ValueError, match=says):
+            personalise.train(base, tmp_path / "x", images, progress=False, **how)
+
+
+def test_the_class_is_drawn_with_a_seed_that_no_benchmark_has(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(shapes, "sampled", lambda *_, **__: drawn.append(_[3]) or torch.zeros(2, 1))
+    personalise._priors(model("dit"), ["a red square"], 2, 2.0, 5, tmp_path / "class.safetensors")
+    assert drawn == [7_000_008]
+
+
+def test_a_run_is_a_model_or_a_control_and_says_which(base, tmp_path):
+    with pytest.raises(ModelFileError, match=r"base.* is no control, it is a run of shapes"):
+        control.opened(base, base=base)
+    steered = sf.control.controlnet(model("dit"), 1, name="edges")
+    made = Run(tmp_path, "control", SHAPE, {"base": "shapes", "weights": "w", "kind": "edges"}, 0.0)
+    with pytest.raises(ModelFileError, match=r"is a control: use `suffuse sample shapes --control .* --hint PICTURE`"):
+        made.model()
+    with pytest.raises(ValueError, match=r"guides towards what the model is told: say what with --prompt$"):
+        draw.told(made, 1, [], [], 2.0, model=steered)
+
+
+@pytest.mark.slow
+def test_a_control_is_sampled_with_from_the_command_line(base, tmp_path, capsys):
+    how = {"steps": 2, "batch_size": 4, "watch_every": 0, "progress": False, "lr": 0.1, "ema": 0.0}
+    control.train(base, tmp_path / "edges", kind="edges", **how)
+    control.train(base, tmp_path / "masks", kind="masks", **how)
+    seen = Scenes(5)(0, 2).images
+    for name, x in zip("ab", seen, strict=True):
+        pictures.save_png(pictures.grid(x[None], 1, gap=0, scale=1), tmp_path / f"{name}.png")
+    drawn = 2 * sf.control.canny(pictures_of(tmp_path / "a.png"))[0].expand(3, -1, -1) - 1
+    pictures.save_png(pictures.grid(drawn[None], 1, gap=0, scale=1), tmp_path / "drawn.png")
+
+    def sampled(out, *more, run=base):
+        cli.main(["sample", str(run), "--n", "2", "--steps", "2", "--out", str(tmp_path / out), *map(str, more)])
+        return (tmp_path / out).read_bytes()
+
+    def refused(words, *more, run=base):
+        with pytest.raises(SystemExit):
+            sampled("x.png", *more, run=run)
+        assert words in capsys.readouterr().err
+
+    edges = ("--control", tmp_path / "edges", "--hint")
+    plain, a = sampled("plain.png"), sampled("1.png", *edges, tmp_path / "a.png")
+    pixels = [pictures_of(tmp_path / f"{name}.png", 200) for name in ("plain", "1")]
+    assert not torch.equal(*pixels)
+    sampled("2.png", *edges, tmp_path / "b.png")
+    assert not torch.equal(pixels[1], pictures_of(tmp_path / "2.png", 200))
+    sampled("3.png", *edges, tmp_path / "drawn.png", "--drawn")
+    assert torch.equal(pixels[1], pictures_of(tmp_path / "3.png", 200))
+    sampled("4.png", *edges, tmp_path / "a.png", "--strength", "0")
+    sampled("5.png", *edges, tmp_path / "a.png", "--acting", "0.1", "0.2")
+    assert all(torch.equal(pixels[0], pictures_of(tmp_path / f"{name}.png", 200)) for name in "45")
+    cli.main(["reproduce", str(tmp_path / "1.png")])
+    assert (tmp_path / "1.again.png").read_bytes() == a != plain
+    refused("--hint has 0 values for 1 controls", "--control", tmp_path / "edges")
+    refused("belong to a control", "--hint", tmp_path / "a.png")
+    refused("masks are 2 channels", "--control", tmp_path / "masks", "--hint", tmp_path / "a.png")
+    refused("is no control", "--control", base, "--hint", tmp_path / "a.png")
+    refused("suffuse sample", run=tmp_path / "edges")
+
+
+def pictures_of(path, side=32):
+    return read_picture(path, side, 3)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import suffuse as sf
 from suffuse import adapters, control
+from suffuse.adapters.places import layers
 from suffuse.control import Hint
 from suffuse.nets import DiT, UNet
 from tests.adapters.nets import MAKE, OURS, model, said, same, shaken, spread, weights, x_of
@@ -167,6 +169,53 @@ def test_a_lora_beside_a_control_and_a_control_beside_a_lora():
     other = attach(shaken(adapters.lora(base)), "controlnet")
     assert torch.equal(said(other.given(hint=PICTURE), x), said(other, x))
     assert all(name.startswith("controls/hint/") for name, _ in adapters.Learned(other).named_parameters())
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_a_lora_of_the_base_is_one_of_the_controlled_base(kind, tmp_path):
+    base, file = model(kind), tmp_path / "style.safetensors"
+    x, steered = x_of(base), shaken(attach(base, "controlnet"))
+    assert not any(name.startswith("controls.") for name in layers(steered.net))
+    moved = shaken(adapters.lora(base))
+    adapters.save_lora(moved, file)
+    torch.testing.assert_close(said(adapters.load_lora(steered, file), x), said(moved, x), rtol=0, atol=1e-5)
+    adapters.save_lora(shaken(adapters.lora(steered)), tmp_path / "again.safetensors")
+    ours, theirs = (load_file(path) for path in (file, tmp_path / "again.safetensors"))
+    assert same(ours, theirs)
+
+
+@pytest.mark.parametrize("method", ["controlnet", "t2i", "concatenated", "own", "ip"])
+def test_a_file_holds_the_control_and_not_what_is_attached_beside_it(method, tmp_path):
+    base = model("dit")
+    fresh = control.concatenated(base, 1, name="hint") if method == "own" else attach(base, method)
+    steered = shaken(fresh)
+    control.save_control(steered, tmp_path / "before")
+    beside, _ = adapters.new_word(shaken(adapters.lora(steered)), "[v]", "red")
+    control.save_control(beside, tmp_path / "after")
+    files = [tmp_path / when / "control.safetensors" for when in ("before", "after")]
+    assert same(*map(load_file, files))
+    more = {"encode": encode, "example": torch.zeros(1, 1, 8, 8)} if method == "ip" else {}
+    again = control.load_control(base, tmp_path / "after", **more)
+    x = x_of(base)
+    says = [said(one.given(hint=PICTURE), x) for one in (again, steered)]
+    torch.testing.assert_close(*says, rtol=0, atol=1e-5 * says[1].abs().max().item())
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_a_new_word_is_heard_by_the_base_and_by_its_control(kind, tmp_path):
+    base = model(kind)
+    x, steered = x_of(base), shaken(attach(base, "controlnet"))
+    new, rows = adapters.new_word(steered, "[v]", "square")
+    assert len(rows) == 1 and [p.shape for p in new.net.parameters() if p.requires_grad] == [rows[0].row.shape]
+    told, near = {"text": "a red square", "hint": PICTURE}, {"rtol": 0, "atol": 1e-5}
+    says = said(new.given(**told | {"text": "a red [v]"}), x)
+    torch.testing.assert_close(says, said(steered.given(**told), x), **near)
+    spread(rows, 3.0)
+    two, _ = adapters.new_word(new, "[w]", "[v]")
+    plain, says = adapters.fixed(two), said(new.given(**told | {"text": "a red [v]"}), x)
+    assert (says - said(steered.given(**told), x)).abs().max() > 1e-3
+    torch.testing.assert_close(said(plain.given(**told | {"text": "a red [w]"}), x), says, **near)
+    assert not any(name.endswith((".row", ".old.weight")) for name in plain.net.state_dict())
 
 
 def test_a_control_learns_what_its_picture_says_and_the_base_stays():

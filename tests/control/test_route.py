@@ -104,13 +104,40 @@ def test_what_a_control_is_told_is_checked():
         steered.given(map=control.Hint(torch.zeros(2, 8, 8), between=(0.8, 0.2)))
     with pytest.raises(ValueError, match="strength of map must be a finite number"):
         steered.given(map=control.Hint(torch.zeros(2, 8, 8), float("inf")))
+    for strength in (torch.ones(3), torch.ones(2, 1)):
+        with pytest.raises(ValueError, match=r"strength of map must be a finite number or one for each of 2 rows, got"):
+            steered.given(map=control.Hint(torch.zeros(2, 2, 8, 8), strength))
+    with pytest.raises(ValueError, match=r"map is empty: \(0, 2, 8, 8\)"):
+        steered.given(map=torch.zeros(0, 2, 8, 8))
+    for value in ("edges.png", control.Hint("edges.png")):
+        with pytest.raises(TypeError, match=r"map must be a picture \(rows, 2, H, W\) or a Hint of one, got a str"):
+            steered.given(map=value)
     with pytest.raises(TypeError, match="unknown condition 'edges'"):
         steered.given(edges=torch.zeros(2, 8, 8))
+
+
+def test_what_a_prompt_of_pictures_is_told_is_checked():
+    steered = control.ip_adapter(model("dit"), lambda p: p.flatten(1)[:, None, :4], torch.zeros(1, 1, 2, 2))
+    told = steered.given(image=control.Hint(torch.zeros(2, 1, 3, 3), torch.tensor([1.0, 0.5]))).bound["image"]
+    assert told["picture"].shape == (2, 1, 4) and told["strength"].tolist() == [1, 0.5]
+    with pytest.raises(ValueError, match=r"image must have shape \(rows, 1, H, W\), got \(2, 3, 2, 2\)"):
+        steered.given(image=torch.zeros(2, 3, 2, 2))
+    with pytest.raises(ValueError, match=r"image must lie in \[-1, 1\], got 0 to 255"):
+        steered.given(image=torch.linspace(0, 255, 4).view(1, 1, 2, 2))
+    with pytest.raises(ValueError, match="image is empty"):
+        steered.given(image=torch.zeros(0, 1, 2, 2))
+    with pytest.raises(TypeError, match="image must be a picture"):
+        steered.given(image="cat.png")
+    with pytest.raises(ValueError, match="strength of image must be"):
+        steered.given(image=control.Hint(torch.zeros(2, 1, 2, 2), torch.ones(3)))
 
 
 def test_a_control_in_a_file_is_refused_by_another_model(tmp_path):
     steered = shaken(control.controlnet(model("dit"), 1, name="edges"))
     control.save_control(steered, tmp_path / "edges")
+    with pytest.raises(TypeError, match=r"a Steered is no model of its own: .* sf\.control\.save_control"):
+        sf.save(steered, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
     assert (tmp_path / "edges" / "control.safetensors").stat().st_size < 200_000
     with pytest.raises(
         sf.training.ModelFileError, match=r"steers blocks\.0, blocks\.1, and here x goes through down\.0"

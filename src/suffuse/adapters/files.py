@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from suffuse.adapters.low_rank import DoRA, LoRA, stack
-from suffuse.adapters.places import copied, layers, lifted, put
+from suffuse.adapters.places import base, copied, layers, lifted, put
 from suffuse.hub.lora import LowRank, aliases, alphas, part_of
 from suffuse.training.files import ModelFileError, read_tensors, write_tensors
 
@@ -100,7 +100,7 @@ def load_lora(model: Any, path: str | os.PathLike[str], *, strength: float = 1.0
             has = ", ".join(list(known)[:3])
             raise ModelFileError(
                 f"{path} was made for another model: {len(strange)} of its {len(found)} layers are not in this "
-                f"{type(net).__name__}, the first is {strange[0]}; here are {has}, ..."
+                f"{type(base(net)[0]).__name__}, the first is {strange[0]}; here are {has}, ..."
             )
         for key, parts in found.items():
             low = _built(path, key, known[names[key]], parts, called)
@@ -115,16 +115,27 @@ def _built(path: Path, key: str, layer: Any, parts: dict[str, Tensor], name: str
     lost = [part for part in ("down", "up") if part not in parts]
     if lost:
         raise ModelFileError(f"{path}: {key} lacks its {lost[0]}")
-    down, up, weight = parts["down"], parts["up"], layer.weight
-    if down.shape[1] != weight.shape[1] or up.shape[0] != weight.shape[0] or up.shape[1] != len(down):
+    down, up, magnitude, weight = parts["down"], parts["up"], parts.get("magnitude"), layer.weight
+    wants = (len(down), *weight.shape[1:]), (len(weight), len(down))
+    odd = ""
+    if magnitude is not None and magnitude.numel() != len(weight):
+        odd = f"a magnitude {tuple(magnitude.shape)}"
+    if [_kernel(down.shape), _kernel(up.shape)] != [*map(_kernel, wants)]:
+        odd = f"down {tuple(down.shape)} and up {tuple(up.shape)}"
+    if odd:
         raise ModelFileError(
-            f"{path} was made for another model: {key} here is {weight.shape[1]} to {weight.shape[0]} channels, in the "
-            f"file it has down {tuple(down.shape)} and up {tuple(up.shape)}"
+            f"{path} was made for another model: {key} here is {weight.shape[1]} to {weight.shape[0]} channels, its "
+            f"weight {tuple(weight.shape)}, in the file it has {odd}"
         )
     alpha = float(parts.get("alpha", torch.tensor(float(len(down)))))
-    if "magnitude" in parts:
-        return DoRA(layer, down, up, alpha, name, parts["magnitude"])
+    if magnitude is not None:
+        return DoRA(layer, down, up, alpha, name, magnitude)
     return LoRA(layer, down, up, alpha, name)
+
+
+def _kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without a kernel of one point, which some files have and others leave out."""
+    return tuple(shape[:2] if math.prod(shape[2:]) == 1 else shape)
 
 
 def _read(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -146,10 +157,11 @@ def _read(path: Path) -> dict[str, dict[str, Tensor]]:
 
 def _root(net: Any) -> tuple[str, str, nn.Module]:
     """What diffusers calls this network; and the part of it that names begin at, with the prefix of that part."""
+    net, prefix = base(net)
     for name in ("unet", "transformer"):
         if isinstance(inner := getattr(net, name, None), nn.Module):
-            return name, f"{name}.", inner
-    return ("unet" if "unet" in type(net).__name__.lower() else "transformer"), "", net
+            return name, f"{prefix}{name}.", inner
+    return ("unet" if "unet" in type(net).__name__.lower() else "transformer"), prefix, net
 
 
 def _below(net: nn.Module, name: str) -> str:

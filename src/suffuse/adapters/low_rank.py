@@ -124,11 +124,12 @@ def lora(
         name: what `scaled`, `detached` and the files know it by.
         seed: of A, uniform in +-1/sqrt(in).
     Raises:
-        ValueError: `where` matches nothing; a rank below 1; a name that is taken; a convolution in groups.
+        ValueError: `where` matches nothing, or is no regular expression; a rank below 1, or a fraction; a name that is
+            taken; a convolution in groups.
         TypeError: the model is guided already, or no module.
     """
-    if rank < 1 or (alpha is not None and not math.isfinite(alpha)):
-        raise ValueError(f"rank must be at least 1 and alpha finite, got {rank} and {alpha}")
+    if not isinstance(rank, int) or rank < 1 or (alpha is not None and not math.isfinite(alpha)):
+        raise ValueError(f"rank must be a whole number of at least 1 and alpha finite, got {rank} and {alpha}")
 
     def attach(net: nn.Module) -> nn.Module:
         if name in {low.name for low in stack(net)}:

@@ -12,7 +12,7 @@ from torch import nn
 from suffuse.denoise import Denoiser
 from suffuse.hub.lora import LowRank
 
-__all__ = ["ATTENTION", "Where", "copied", "layers", "lifted", "matching", "put"]
+__all__ = ["ATTENTION", "Where", "base", "copied", "layers", "lifted", "matching", "put"]
 
 ATTENTION = r"(attn\d*|attention)\.\w+$|\bto_\w+(\.0)?$|qkv$"
 """Projections of attention, as suffuse, diffusers and most others name them."""
@@ -51,13 +51,22 @@ def lifted(model: Any, fn: Callable[[Any], Any]) -> Any:
     return new
 
 
+def base(net: Any) -> tuple[nn.Module, str]:
+    """The network inside one that has controls, and what its names begin with there; of any other, itself."""
+    inner = getattr(net, "net", None)
+    controlled = isinstance(inner, nn.Module) and isinstance(getattr(net, "controls", None), nn.ModuleDict)
+    return (inner, "net.") if controlled else (net, "")  # type: ignore[return-value]
+
+
 def layers(net: nn.Module) -> dict[str, nn.Module]:
     """Linear layers and convolutions by name, each with what is attached to it.
 
-    Those inside torch's `nn.MultiheadAttention` are left out: it reads their weights without calling them.
+    Those inside torch's `nn.MultiheadAttention` are left out: it reads their weights without calling them. So are those
+    of a network's controls.
     """
     inside = {id(m) for low in net.modules() if isinstance(low, LowRank) for m in low.modules() if m is not low}
     inside |= {id(m) for mha in net.modules() if isinstance(mha, nn.MultiheadAttention) for m in mha.modules()}
+    inside |= {id(m) for held in net.modules() if base(held)[1] for m in held.controls.modules()}  # type: ignore[union-attr]
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, LowRank)
     return {name: m for name, m in net.named_modules() if isinstance(m, kinds) and id(m) not in inside}
 
@@ -69,14 +78,17 @@ def matching(net: nn.Module, where: Where, among: dict[str, nn.Module] | None = 
         where: a regular expression that is found in their names, or a function (name, module) -> bool.
         among: modules by name; by default `layers`.
     Raises:
-        ValueError: none is; says which there are.
+        ValueError: none is; says which there are. The regular expression is none.
     """
     among = layers(net) if among is None else among
-    found = {
-        name: module
-        for name, module in among.items()
-        if (re.search(where, name) if isinstance(where, str) else where(name, module))
-    }
+    try:
+        found = {
+            name: module
+            for name, module in among.items()
+            if (re.search(where, name) if isinstance(where, str) else where(name, module))
+        }
+    except re.error as error:
+        raise ValueError(f"where is no regular expression: {where!r}, {error}") from None
     if not found:
         some = ", ".join(list(among)[:6]) + (f" ... ({len(among)} in all)" if len(among) > 6 else "")
         what = repr(where) if isinstance(where, str) else getattr(where, "__name__", "the function")

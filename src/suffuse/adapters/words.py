@@ -76,22 +76,24 @@ def _in_net(model: Denoiser, spec: Words, word: str, like: str, name: str) -> tu
     if word in spec.vocabulary:
         raise ValueError(f"{word!r} is in the vocabulary already: choose another word")
     start = int(spec.ids([like], "like")[0, -1])
-    net, rows = copied(model.net), nn.ModuleList()  # type: ignore[arg-type]
+    net: Any = copied(model.net)  # type: ignore[arg-type]
+    grown: dict[int, Grown] = {}  # one for each table, which a control shares with the network
     more = replace(spec, vocabulary=(*spec.vocabulary, word))
     for path, module in list(net.named_modules()):
         held = getattr(module, "conditions", None)
         if isinstance(held, dict) and held.get(name) is spec:
             module.conditions = held | {name: more}  # type: ignore[assignment]
         if isinstance(module, TokenEmbedding) and len(getattr(module.lookup, "weight", ())) == len(spec.vocabulary):
-            rows.append(Grown(module.lookup, module.lookup.weight[start]))  # type: ignore[union-attr]
-            put(net, f"{path}.lookup", rows[-1])
-    if len(rows) != 1:
+            old: Any = module.lookup
+            table = id(old.row if isinstance(old, Grown) else old.weight)
+            put(net, f"{path}.lookup", grown.setdefault(table, Grown(old, old.weight[start])))
+    if len(grown) != 1:
         raise TypeError(
-            f"{type(net).__name__} has {len(rows)} embeddings of {len(spec.vocabulary)} words, one is needed"
+            f"{type(net).__name__} has {len(grown)} embeddings of {len(spec.vocabulary)} words, one is needed"
         )
     new = copy.copy(model)
     new.net, new.conditions = net, model.conditions | {name: more}
-    return new, rows
+    return new, nn.ModuleList(grown.values())
 
 
 def _in_encoders(model: Denoiser, spec: Any, word: str, like: str, name: str) -> tuple[Denoiser, nn.ModuleList]:
@@ -126,12 +128,14 @@ def fixed(model: Denoiser) -> Denoiser:
     """The model with its new words as ordinary rows of ordinary embeddings, which `sf.save` keeps."""
     new = copy.copy(model)
     new.net = net = copied(model.net)  # type: ignore[arg-type]
-    for path, module in list(net.named_modules()):
-        if isinstance(module, Grown):
-            made = nn.Embedding(module.weight.shape[0], module.weight.shape[1])
-            made.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
-            put(net, path, made)
-    return fixed(new) if any(isinstance(m, Grown) for m in net.modules()) else new
+    made: dict[Grown, nn.Embedding] = {}
+    inside = {module.old for module in net.modules() if isinstance(module, Grown)}  # words before the newest
+    for path, module in list(net.named_modules(remove_duplicate=False)):
+        if isinstance(module, Grown) and module not in inside:
+            if module not in made:
+                made[module] = nn.Embedding.from_pretrained(module.weight.detach().clone())
+            put(net, path, made[module])
+    return new
 
 
 def save_word(rows: nn.ModuleList, word: str, path: str | os.PathLike[str]) -> None:

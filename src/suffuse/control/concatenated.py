@@ -25,13 +25,14 @@ class Concatenated(Control):
     """See above.
 
     Args:
-        net, path, channels, factor: as for `Control`.
+        net, path, channels, factor: as for `Control`. own: as for `concatenated`.
     """
 
     kind = "concatenated"
 
-    def __init__(self, net: nn.Module, path: Route, channels: int, factor: int) -> None:
+    def __init__(self, net: nn.Module, path: Route, channels: int, factor: int, own: bool) -> None:
         super().__init__(path, channels, factor)
+        self.arguments["own"] = own
         stem: Any = net.get_submodule(path.stem)
         dims, shape = len(path.spatial), path.shapes[path.stem][0]
         shrink = factor * path.shrink
@@ -58,4 +59,4 @@ def concatenated(
         model, channels, name, x: as for `controlnet`.
         own: the whole network is trained, on a copy of its weights; else only the new channels are.
     """
-    return attached(model, x, name, lambda net, path, factor: Concatenated(net, path, channels, factor), own=own)
+    return attached(model, x, name, lambda net, path, factor: Concatenated(net, path, channels, factor, own), own=own)

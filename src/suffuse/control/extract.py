@@ -97,8 +97,9 @@ def masks(values: Tensor, slots: int = 2) -> Tensor:
     """
     if values.ndim != 4 or values.shape[1] > slots:
         raise ValueError(f"masks must be (B, K, H, W) with K at most {slots}, got {tuple(values.shape)}")
-    found = values.float().clamp(0, 1)
-    return F.pad(found, (0, 0, 0, 0, 0, slots - values.shape[1]))
+    found = F.pad(values.float().clamp(0, 1), (0, 0, 0, 0, 0, slots - values.shape[1]))
+    first = found.argmax(1, keepdim=True)
+    return torch.zeros_like(found).scatter(1, first, found.gather(1, first))
 
 
 def skeleton(

@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from suffuse.adapters.learned import Learned
+from suffuse.adapters.words import Grown
 from suffuse.control.concatenated import concatenated
 from suffuse.control.controlnet import controlnet
 from suffuse.control.ip import ip_adapter
 from suffuse.control.steered import Steered
 from suffuse.control.t2i import t2i_adapter
 from suffuse.denoise import Denoiser
+from suffuse.hub.lora import LowRank
 from suffuse.training.files import ModelFileError, read_json, read_tensors, whole_folder, write_json, write_tensors
 
 __all__ = ["load_control", "save_control"]
@@ -40,8 +41,6 @@ def save_control(model: Denoiser, path: str | os.PathLike[str]) -> None:
         "arguments": control.arguments,
         "steps": control.route.steps,
     }
-    if control.kind == "concatenated":
-        about["arguments"]["own"] = any(p.requires_grad for p in net.net.parameters())
     with whole_folder(Path(path)) as folder:
         write_json(folder / "control.json", about)
         write_tensors(folder / "control.safetensors", dict(_learned(model, name)))
@@ -87,5 +86,22 @@ def load_control(
 
 
 def _learned(model: Denoiser, name: str) -> dict[str, Tensor]:
-    """What is trained, with the control's name left out."""
-    return {k.replace(f"controls/{name}/", "control/"): v for k, v in Learned(model).named_parameters()}
+    """What the control learns, with its name left out; not what was attached beside it since."""
+    net: Any = model.net
+    found: dict[str, Tensor] = {}
+    for path, weight in net.named_parameters():
+        learned = net.controls[name].learned
+        path = path if path in learned else _unwrapped(net, path)
+        if path in learned:
+            found[path.replace(".", "/").replace(f"controls/{name}/", "control/")] = weight
+    return found
+
+
+def _unwrapped(net: Any, path: str) -> str:
+    """The name that a weight had before a LoRA or a new word was put around its layer."""
+    kept = []
+    for part in path.split("."):
+        around = (isinstance(net, LowRank) and part == "layer") or (isinstance(net, Grown) and part == "old")
+        kept += [] if around else [part]
+        net = getattr(net, part)
+    return ".".join(kept)

@@ -54,17 +54,26 @@ class Decoupled(Attention):
 
 
 class _Seen(Picture):
-    """The condition of an IP-Adapter: tokens that an encoder makes of a picture when it is given."""
+    """The condition of an IP-Adapter: tokens that an encoder makes of a picture when it is given.
+
+    Args:
+        encode, shape: as for `IPAdapter`. channels, dims, clock: as for `Picture`.
+    """
 
     def __init__(
-        self, encode: Callable[[Tensor], Tensor], shape: tuple[int, ...], clock: Callable[[float], Any]
+        self,
+        encode: Callable[[Tensor], Tensor],
+        shape: tuple[int, ...],
+        channels: int,
+        dims: int,
+        clock: Callable[[float], Any],
     ) -> None:
-        super().__init__(0, 0, 0, clock)
+        super().__init__(channels, dims, 1, clock)
         self.encode, self.shape = encode, shape
 
     def check(self, name: str, value: Any) -> dict[str, Tensor]:
-        """Take pictures (rows, C, H, W) in [-1, 1] as the encoder reads them, or a `Hint` of them."""
-        hint = value if isinstance(value, Hint) else Hint(torch.as_tensor(value))
+        """Take pictures (rows, C, H, W) in [-1, 1] of any size that the encoder reads, or a `Hint` of them."""
+        hint = self.read(name, value)
         with torch.no_grad():
             tokens = self.encode(hint.picture)
         if tuple(tokens.shape[1:]) != self.shape:
@@ -86,6 +95,7 @@ class IPAdapter(Control):
     Args:
         net: whose attentions are replaced. path: as for `Control`. queries: (heads, size) of attentions by name.
         encode: from pictures (B, C, H, W) to tokens (B, M, D). shape: (M, D).
+        channels, dims: of the pictures.
     """
 
     kind = "ip"
@@ -97,10 +107,12 @@ class IPAdapter(Control):
         queries: dict[str, tuple[int, int]],
         encode: Callable[[Tensor], Tensor],
         shape: tuple[int, ...],
+        channels: int,
+        dims: int,
     ) -> None:
-        super().__init__(path, 0, 1)
+        super().__init__(path, channels, 1)
         self.arguments = {}
-        self.encode, self.shape, self.places = encode, shape, list(queries)
+        self.encode, self.shape, self.dims, self.places = encode, shape, dims, list(queries)
         width = shape[-1]
         self.depth = max(
             (len(_stack(s)) for n in queries if isinstance(s := net.get_submodule(n), Decoupled)), default=0
@@ -112,7 +124,7 @@ class IPAdapter(Control):
 
     def condition(self, tell: Callable[[float], Any]) -> Picture:
         """Pictures that the encoder reads."""
-        return _Seen(self.encode, self.shape, tell)
+        return _Seen(self.encode, self.shape, self.channels, self.dims, tell)
 
     @contextmanager
     def within(self, net: nn.Module, picture: Tensor, strength: Tensor) -> Iterator[None]:
@@ -165,7 +177,8 @@ def ip_adapter(
         raise ValueError(f"an image encoder makes tokens (B, M, D), got {(len(example), *shape)}")
 
     def build(net: nn.Module, path: Route, factor: int) -> Control:
-        return IPAdapter(net, path, queries(model, net, path), encode, shape)
+        of = queries(model, net, path)
+        return IPAdapter(net, path, of, encode, shape, example.shape[1], example.ndim - 2)
 
     return attached(model, x, name, build)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,25 +47,40 @@ class Picture:
         """Take a picture (rows, channels, *spatial) or without rows, or a `Hint`.
 
         Raises:
-            ValueError: another shape, numbers beyond [-1, 1], a strength that is not finite, a wrong interval.
+            TypeError: no numbers.
+            ValueError: another shape, no rows, numbers beyond [-1, 1], a strength that is not finite or has other rows,
+                a wrong interval.
         """
-        hint = value if isinstance(value, Hint) else Hint(torch.as_tensor(value))
-        picture = torch.as_tensor(hint.picture)
+        hint = self.read(name, value)
+        return {"picture": hint.picture} | self.acting(name, hint, len(hint.picture))
+
+    def read(self, name: str, value: Any) -> Hint:
+        """The hint, with its picture checked and in floats."""
+        hint = value if isinstance(value, Hint) else Hint(value)
+        wants = f"(rows, {self.channels}, {', '.join('DHW'[-self.dims :])})"
+        try:
+            picture = torch.as_tensor(hint.picture)
+        except (TypeError, ValueError, RuntimeError):
+            got = type(hint.picture).__name__
+            raise TypeError(f"{name} must be a picture {wants} or a Hint of one, got a {got}") from None
         picture = picture[None] if picture.ndim == self.dims + 1 else picture
         if picture.ndim != self.dims + 2 or picture.shape[1] != self.channels:
-            spatial = ", ".join("DHW"[-self.dims :])
-            raise ValueError(f"{name} must have shape (rows, {self.channels}, {spatial}), got {tuple(picture.shape)}")
+            raise ValueError(f"{name} must have shape {wants}, got {tuple(picture.shape)}")
+        if not picture.numel():
+            raise ValueError(f"{name} is empty: {tuple(picture.shape)}")
         picture = picture if picture.is_floating_point() else picture.float()
         low, high = picture.nan_to_num(0.0).aminmax()
         if max(-low, high) > 1.01:
             raise ValueError(f"{name} must lie in [-1, 1], got {low:g} to {high:g}")
-        return {"picture": picture} | self.acting(name, hint, len(picture))
+        return replace(hint, picture=picture)
 
     def acting(self, name: str, hint: Hint, rows: int) -> Told:
         """Strength and interval as tensors of one row for each of the picture's."""
         strength = torch.as_tensor(hint.strength, dtype=torch.float32)
-        if strength.ndim > 1 or not bool(strength.isfinite().all()):
-            raise ValueError(f"the strength of {name} must be a finite number or one a row, got {hint.strength}")
+        if strength.shape not in ((), (1,), (rows,)) or not bool(strength.isfinite().all()):
+            raise ValueError(
+                f"the strength of {name} must be a finite number or one for each of {rows} rows, got {hint.strength}"
+            )
         start, end = hint.between
         if not 0 <= start <= end <= 1:
             raise ValueError(f"between must be two times 0 <= low <= high <= 1, got {hint.between} for {name}")

@@ -31,6 +31,7 @@ class Control(nn.Module):
         path: which way x takes through the network. channels: of the picture. factor: its points for one of x.
     Attributes:
         arguments: what makes the same one again, besides the network.
+        learned: names of all that was trained when it was attached, in it and in the network.
     """
 
     kind = ""
@@ -39,6 +40,7 @@ class Control(nn.Module):
         super().__init__()
         self.route, self.channels, self.factor = path, channels, factor
         self.arguments: dict[str, Any] = {"channels": channels, "factor": factor}
+        self.learned: frozenset[str] = frozenset()
 
     def condition(self, tell: Callable[[float], Any]) -> Picture:
         """What the network is told under the control's name."""
@@ -178,6 +180,7 @@ def attached(
     factor = getattr(model.codec, "factor", 1) if model.codec is not None else 1
     control = build(steered.net, route(frozen, lambda net, x: asked(model, net, x), example), int(factor)).to(weight_)
     steered.controls[name] = control
+    control.learned = frozenset(path for path, p in steered.named_parameters() if p.requires_grad)
     new = copy.copy(model)
     new.net, new.conditions = steered, {**model.conditions, name: control.condition(clock(model))}
     steered.conditions = dict(new.conditions)

@@ -6,7 +6,9 @@ that is control without a prompt.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,17 @@ from suffuse.recipes.run import Run
 from suffuse.training import Fit, fit
 from suffuse.training.codecs import load_codec
 from suffuse.training.described import fill
-from suffuse.training.files import ModelFileError, read_json, read_tensors, write_json, write_tensors
+from suffuse.training.files import (
+    ModelFileError,
+    read_json,
+    read_tensors,
+    whole_folder,
+    write_json,
+    write_tensors,
+    write_text,
+)
 
-__all__ = ["HINTS", "METHODS", "base_of", "draw", "hint", "opened", "reader", "scenes", "steered_by", "train"]
+__all__ = ["HINTS", "METHODS", "base_of", "draw", "hint", "opened", "reader", "scenes", "ship", "steered_by", "train"]
 
 STEPS, BATCH, LR, EMA = 4000, 32, 5e-4, 0.995
 FIGURE, TRIES = SHAPES.index("figure"), 16
@@ -200,6 +210,8 @@ def opened(*runs: str | Path, base: str | Path | None = None) -> Denoiser:
     model = None
     for path in runs:
         made = Run.open(path)
+        if made.recipe != "control":
+            raise ModelFileError(f"{path} is no control, it is a run of {made.recipe}")
         if model is None:
             model, weights = base_of(base or made.settings["base"])
             if weights != made.settings["weights"]:
@@ -208,6 +220,18 @@ def opened(*runs: str | Path, base: str | Path | None = None) -> Denoiser:
     if model is None:
         raise ValueError("name at least one run of a control")
     return model
+
+
+def ship(made: Run, folder: str | Path) -> None:
+    """Write a control as the zoo keeps it: weights in bf16, how it was made, and the curve of its obedience."""
+    lines = (made.path / "metrics.jsonl").read_text().splitlines()
+    learned = read_tensors(made.path / "control" / "control.safetensors")
+    with whole_folder(Path(folder)) as work:
+        (work / "control").mkdir()
+        write_json(work / "control" / "control.json", read_json(made.path / "control" / "control.json"))
+        write_tensors(work / "control" / "control.safetensors", {k: v.bfloat16() for k, v in learned.items()})
+        replace(made, path=work).write()
+        write_text(work / "metrics.jsonl", "".join(f"{line}\n" for line in lines if "f1" in json.loads(line)))
 
 
 def steered_by(

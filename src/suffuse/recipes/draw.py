@@ -275,7 +275,8 @@ def told(
             "with label dropout, or leave out --w"
         )
     if not said:
-        needed = " or ".join(f"--{ {'text': 'prompt'}.get(name, name) }" for name in model.conditions) or "a condition"
+        options = {"label": "--label", "text": "--prompt"}
+        needed = " or ".join(options[name] for name in model.conditions if name in options) or "a condition"
         raise ValueError(f"w={w:g} guides towards what the model is told: say what with {needed}")
     low, high = made.settings.get("between", (0.0, 1.0)) if between is None else between
     return guide(denoiser, model, w, between=(low, high)), {"w": w, "between": [low, high]}

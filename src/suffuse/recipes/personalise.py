@@ -8,6 +8,7 @@ what was learned alone, in lora.safetensors or word.safetensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,8 +44,10 @@ def pictures_in(folder: str | Path, size: int, channels: int = 3) -> tuple[Tenso
     """Pictures of a folder (N, channels, size, size) in [-1, 1], and the captions in text files beside them.
 
     Raises:
-        ValueError: there is no picture that can be read.
+        ValueError: no folder, or no picture in it that can be read.
     """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder} is no folder: name the folder that the pictures are in")
     found, captions = [], []
     for path in sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in ENDINGS):
         pixels, _ = picture(path.read_bytes(), size, channels=channels, smallest=1)
@@ -89,14 +92,21 @@ def train(
         priors: how many the base draws of them, guided by `w`.
         rank: of the LoRA. steps, batch_size, lr, seed, resume, overwrite: as for `fit`.
     Raises:
-        ValueError: an unknown method; a token that is known, or several words; unknown words in captions.
+        ValueError: an unknown method; a token that is known, or several words; unknown words in captions, or captions
+            of another number; pictures of another size or beyond [-1, 1]; a prior that is negative, or without priors.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not (math.isfinite(prior) and prior >= 0):
+        raise ValueError(f"prior must be a finite number of at least 0, got {prior:g}")
+    style, preserves = method == "style", prior > 0 and method in ("dreambooth", "dreambooth-lora")
+    if preserves and priors < 1:
+        raise ValueError(f"priors must be at least 1 where prior is above 0, got {priors}: prior=0 is without")
+    x, beside = _checked(images) if isinstance(images, Tensor) else pictures_in(images, shapes.SIDE)
+    if style and captions is not None and len(captions) != len(x):
+        raise ValueError(f"captions has {len(captions)} values for {len(x)} pictures: give one for each")
     out, (model, weights) = Path(out), base_of(base)
-    x, beside = (images, [None] * len(images)) if isinstance(images, Tensor) else pictures_in(images, shapes.SIDE)
-    x = encoded(model, x, seed)
-    style = method == "style"
+    x, learns = encoded(model, x, seed), _learning(model, method, token, noun, rank, seed)
     told = [c or f"a {noun}" for c in (captions or beside)] if style else [t.format(token) for t in TEMPLATES]
     about = {
         "recipe": "personalise",
@@ -109,14 +119,12 @@ def train(
         "rank": rank,
     }
     of_class = [t.format(noun) for t in TEMPLATES]
-    preserves = prior > 0 and method in ("dreambooth", "dreambooth-lora")
     data = _rows(
         x,
         told,
         _priors(model, of_class, priors, w, seed, out / f"class-{weights}-{noun}.safetensors") if preserves else None,
         style,
     )
-    learns = _learning(model, method, token, noun, rank, seed)
     prompts = told + of_class
 
     def one(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -148,6 +156,18 @@ def train(
     made = Run(out, "personalise", model.shape or (), settings | shapes.SAMPLING | {"w": w}, round(done.seconds, 2))
     made.write()
     return made
+
+
+def _checked(images: Tensor) -> tuple[Tensor, list[str | None]]:
+    """Pictures that are given, which have no captions beside them."""
+    size = (3, shapes.SIDE, shapes.SIDE)
+    if images.shape[1:] != size or not len(images) or not images.is_floating_point():
+        wants = ", ".join(map(str, size))
+        raise ValueError(f"images must be (N, {wants}) of floats, got {tuple(images.shape)} of {images.dtype}")
+    low, high = images.aminmax()
+    if not (low >= -1.01 and high <= 1.01):
+        raise ValueError(f"images must lie in [-1, 1], got {low:g} to {high:g}")
+    return images, [None] * len(images)
 
 
 def _learning(model: Denoiser, method: str, token: str, noun: str, rank: int, seed: int) -> Denoiser:
@@ -198,7 +218,7 @@ def _priors(model: Denoiser, prompts: list[str], n: int, w: float, seed: int, fi
     if file.exists() and len(kept := read_tensors(file)["x"]) == n:
         return kept
     spoken = model.given(text=[prompts[i % len(prompts)] for i in range(n)])
-    x = shapes.sampled(spoken, model, n, seed + 1_000_003, w=w, nfe=20)
+    x = shapes.sampled(spoken, model, n, seed + 7_000_003, w=w, nfe=20)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(file, {"x": x})
     return x

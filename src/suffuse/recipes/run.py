@@ -62,7 +62,14 @@ class Run:
         return cls(path, about["recipe"], tuple(about["shape"]), about["settings"], about["train_seconds"])
 
     def model(self) -> Denoiser:
-        """The trained model, in eval mode."""
+        """The trained model, in eval mode.
+
+        Raises:
+            ModelFileError: it is a control, which has a base; files that are missing or broken.
+        """
+        if self.recipe == "control":
+            how = f"suffuse sample {self.settings.get('base', 'BASE')} --control {self.path} --hint PICTURE"
+            raise ModelFileError(f"{self.path} holds no model, it is a control: use `{how}`")
         model = load(self.path / "model")
         model.shape = self.shape
         return model

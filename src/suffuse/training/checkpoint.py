@@ -43,6 +43,11 @@ def write_model(folder: Path, model: Denoiser) -> None:
     """Write the files of a model into an existing folder; a codec goes along if it is a `LatentCodec`."""
     if not isinstance(model.net, nn.Module):
         raise TypeError(f"only a torch module can be saved, got {type(model.net).__name__}")
+    if isinstance(getattr(model.net, "controls", None), nn.ModuleDict) and "args" not in describe(model.net):
+        raise TypeError(
+            f"a {type(model.net).__name__} is no model of its own: write its control by sf.control.save_control, which "
+            "is attached to the saved base again"
+        )
     if not _standard(model.parameterization):
         raise TypeError(f"the parameterization {model.parameterization.name!r} is your own: it cannot be saved by name")
     write_json(
@@ -54,7 +59,8 @@ def write_model(folder: Path, model: Denoiser) -> None:
             "schedule": model.schedule.to_json(),
             "predicts": model.parameterization.name,
             "variance": model.variance,
-        },
+        }
+        | ({"shape": list(model.shape)} if model.shape else {}),
     )
     write_tensors(folder / "model.safetensors", model.net.state_dict())
     if isinstance(model.codec, LatentCodec):
@@ -66,7 +72,7 @@ def save(model: Denoiser, path: str | Path) -> None:
     """Write a model to a folder, whole or not at all; of several processes the first does, and the others wait.
 
     Raises:
-        TypeError: the network is not a torch module.
+        TypeError: the network is not a torch module; it has controls, which `sf.control.save_control` writes.
     """
     team = peers()
     if team.first:
@@ -76,7 +82,7 @@ def save(model: Denoiser, path: str | Path) -> None:
 
 
 def load(path: str | Path, *, net: nn.Module | None = None) -> Denoiser:
-    """Read a model from a folder, in eval mode.
+    """Read a model from a folder, in eval mode; its shape is what was saved with it, else that of the run.
 
     Args:
         path: a folder that `save` wrote, the folder of a run, or the name of a model that ships with suffuse, such as
@@ -90,8 +96,9 @@ def load(path: str | Path, *, net: nn.Module | None = None) -> Denoiser:
     recover(path)
     ships = not path.exists() and zoo.has(path)
     path = zoo.path(str(path)) if ships else path
+    shape = None
     if (path / "run.json").exists() and not (path / "model.json").exists():
-        path = path / "model"
+        shape, path = read_json(path / "run.json").get("shape"), path / "model"
     if not path.is_dir():
         if path.is_file():
             read_tensors(path)  # a pickle or a broken file is named as what it is
@@ -112,7 +119,8 @@ def load(path: str | Path, *, net: nn.Module | None = None) -> Denoiser:
     except ValueError as error:
         raise ModelFileError(f"{path}/model.json: {error}") from None
     codec = load_codec(path / "codec") if (path / "codec").is_dir() else None
-    return Denoiser(net.eval(), schedule, about["predicts"], variance=about.get("variance"), codec=codec)
+    shape = tuple(about.get("shape") or shape or ()) or None
+    return Denoiser(net.eval(), schedule, about["predicts"], variance=about.get("variance"), shape=shape, codec=codec)
 
 
 def model_hash(path: str | Path) -> str:
