@@ -8,7 +8,8 @@
     python benchmarks/control.py dreambooth [--subjects 4] [--n 100]   # with and without prior preservation
 
 Everything trained lies in runs/control/NAME and is taken up again where it was stopped; --tag keeps the runs of another
-base apart (`--base runs/shapes-unet --tag unet`). Each command prints a table and writes runs/control/NAME.json. Edges
+base apart (`--base runs/shapes-unet --tag unet`; obedience comes within 250 steps: `--tag early --steps 500
+--watch-every 20` shows how). Each command prints a table and writes runs/control/NAME.json. Edges
 are Canny's of the pictures, patterns of backgrounds included; chance is their F1 against another scene's.
 """
 
@@ -78,9 +79,8 @@ def pictured(model, given: dict, n: int, seed: int) -> torch.Tensor:
 
 def train(args) -> None:
     """Train a control, and plot its obedience while it learned."""
-    made = recipe.train(
-        args.base, folder(args, args.kind), kind=args.kind, method=args.method, steps=args.steps, resume=True
-    )
+    how = {"kind": args.kind, "method": args.method, "steps": args.steps, "watch_every": args.watch_every}
+    made = recipe.train(args.base, folder(args, args.kind), resume=True, **how)
     lines = [json.loads(line) for line in (made.path / "metrics.jsonl").read_text().splitlines()]
     seen = [e for e in lines if "f1" in e]
     about = {"made by": "benchmarks/control.py", **made.settings}
@@ -298,6 +298,7 @@ def main() -> None:
     parser.add_argument("--kind", default="edges", choices=recipe.HINTS)
     parser.add_argument("--method", default=None)
     parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--watch-every", type=int, default=250, help="steps of a control between looks at obedience")
     parser.add_argument("--subjects", type=int, default=4)
     parser.add_argument("--phrase", default="alone", choices=("alone", "both"), help='"a [v]", or "a [v] heart"')
     parser.add_argument("--n", type=int, default=400)

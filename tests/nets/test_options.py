@@ -229,3 +229,18 @@ def test_edm2_keeps_magnitude_from_end_to_end_however_large_its_weights_are():
 def test_edm2_refuses_tokens():
     with pytest.raises(ValueError, match="'text' needs UNet"):
         EDM2(3, conditions={"text": Tokens(4)})
+
+
+@pytest.mark.parametrize("told", [{}, {"text": torch.tensor([[1, 2, 0, 0]])}], ids=["alone", "told"])
+def test_attention_of_a_unet_knows_places_where_it_is_told_them(told):
+    def moved(placed: bool) -> float:
+        """How far what attention says of exchanged places is from what it says, exchanged."""
+        net = randomise(UNet(2, 8, (1,), 1, (0,), conditions={"text": Tokens(4, vocab=9)}, positions=placed))
+        attention = net.middle[0].attention
+        _, heard = net.told(torch.zeros(1, 2, 4, 4), torch.ones(1), told or {"text": -torch.ones(1, 4).long()})
+        if told:
+            torch.nn.init.zeros_(attention.self_attention.out.weight)
+        h = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+        return (attention(h.flip(2), heard) - attention(h, heard).flip(2)).abs().max().item()
+
+    assert moved(False) < 1e-5 and moved(True) > 1e-2

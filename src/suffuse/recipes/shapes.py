@@ -93,7 +93,7 @@ def build(net: str = "dit", latent: int = 8) -> Denoiser:
     if net == "dit":
         made: nn.Module = nets.DiT(latent, 1, 192, 6, 3, conditions=told)
     elif net == "unet":
-        made = nets.UNet(latent, width=96, multipliers=(1, 1), blocks=1, attention=(0, 1), conditions=told)
+        made = nets.UNet(latent, 96, (1, 1), 1, (0, 1), positions=True, conditions=told)
     else:
         raise _unknown(net)
     return Denoiser(made, Linear(), predicts="velocity", shape=(latent, SIDE // 4, SIDE // 4))
