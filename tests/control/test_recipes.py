@@ -12,7 +12,7 @@ from suffuse.nets import Autoencoder, LatentCodec
 from suffuse.recipes import control, draw, personalise, shapes
 from suffuse.recipes.draw import read_picture
 from suffuse.recipes.run import Run
-from suffuse.training.files import ModelFileError, read_json
+from suffuse.training.files import ModelFileError, read_json, read_tensors
 from tests.adapters.nets import model, said, spread
 
 SHAPE = (8, 8, 8)
@@ -177,3 +177,40 @@ def test_a_control_is_sampled_with_from_the_command_line(base, tmp_path, capsys)
 
 def pictures_of(path, side=32):
     return read_picture(path, side, 3)
+
+
+@pytest.mark.slow
+def test_what_is_learned_beside_weights_in_bf16_is_finer(base, tmp_path):
+    model = sf.load(base)
+    model.net.bfloat16()
+    sf.save(model, tmp_path / "base" / "model")
+    replace(Run.open(base), path=tmp_path / "base").write()
+    how = {"steps": 1, "batch_size": 2, "progress": False}
+    control.train(tmp_path / "base", tmp_path / "edges", watch_every=0, **how)
+    images, said = sf.data.shapes.subject(0).images, ["a heart"] * 4
+    personalise.train(tmp_path / "base", tmp_path / "style", images, method="style", captions=said, **how)
+    for file in ("edges/control/control", "style/lora"):
+        learned = read_tensors((tmp_path / file).with_suffix(".safetensors"))
+        assert {v.dtype for v in learned.values()} == {torch.float32}
+    control.ship(Run.open(tmp_path / "edges"), tmp_path / "shipped")
+    kept = read_tensors(tmp_path / "shipped" / "control" / "control.safetensors")
+    assert {v.dtype for v in kept.values()} == {torch.bfloat16}
+    batch = Scenes(5)(0, 1)
+    models = [control.opened(tmp_path / name, base=tmp_path / "base") for name in ("edges", "shipped")]
+    pictured = [
+        control.draw(m, batch, told={"edges": control.hint("edges", batch)}, text=False, w=1, nfe=2, seed=0)
+        for m in models
+    ]
+    torch.testing.assert_close(*pictured, rtol=0, atol=0.05)
+
+
+def test_the_control_that_ships_is_obeyed_without_a_word():
+    model, batch = control.opened("shapes-edges"), Scenes(63_000_017)(0, 12)
+    edges = control.hint("edges", batch)
+
+    def agreement(**told):
+        x = control.draw(model, batch, told=told, text=False, w=1, nfe=8, seed=0)
+        return sf.control.edge_f1(sf.control.canny(x), sf.control.canny(batch.images)).mean().item()
+
+    assert agreement(edges=edges) > 0.8 > agreement() + 0.1
+    assert agreement(edges=edges.roll(1, 0)) < 0.7

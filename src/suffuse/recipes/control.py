@@ -153,6 +153,7 @@ def train(
         if got not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {got!r}")
     out, (model, weights) = Path(out), base_of(base)
+    model.net.float()  # type: ignore[attr-defined]  # weights of a model that ships are bf16, too coarse to learn in
     about = {"base": str(base), "weights": weights, "kind": kind, "method": method, "silent": silent}
     steered = _new(model, method, kind, seed)
     seen = _new(model, method, kind, seed)  # filled with the averages, to look at

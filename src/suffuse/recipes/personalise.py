@@ -106,6 +106,7 @@ def train(
     if style and captions is not None and len(captions) != len(x):
         raise ValueError(f"captions has {len(captions)} values for {len(x)} pictures: give one for each")
     out, (model, weights) = Path(out), base_of(base)
+    model.net.float()  # type: ignore[attr-defined]  # weights of a model that ships are bf16, too coarse to learn in
     x, learns = encoded(model, x, seed), _learning(model, method, token, noun, rank, seed)
     told = [c or f"a {noun}" for c in (captions or beside)] if style else [t.format(token) for t in TEMPLATES]
     about = {
