@@ -47,7 +47,7 @@ class UNet(nn.Module):
         conditions: what it may be told, by name; tokens are attended to wherever there is attention.
         head_width: channels of a head, in place of `heads`: wider levels have more.
         resample: "conv", or "block" for residual blocks that halve and double by averaging and repeating (ADM).
-        positions: attention is told where each place is, so that words such as "above" can mean something.
+        positions: places are told apart from the stem on, so that words such as "above" can mean something.
     Raises:
         ValueError: dims, a level, heads or resample out of range.
 
@@ -102,7 +102,7 @@ class UNet(nn.Module):
 
         def step(wide_in: int, wide_out: int, attends: bool) -> _Step:
             heads = self.heads if self.head_width is None else max(1, wide_out // self.head_width)
-            attention = _Attention(wide_out, tokens, heads, self.positions) if attends else None
+            attention = _Attention(wide_out, tokens, heads) if attends else None
             return _Step(_ResBlock(wide_in, wide_out, told, self.dims, self.dropout), attention)
 
         now, convs = self.width, self.resample == "conv"
@@ -145,6 +145,8 @@ class UNet(nn.Module):
         check_image("UNet", x, self.channels, self.dims, 2 ** (levels - 1), why)
         x, told = self.told(x, t, conditions)
         h = self.stem(x)
+        if self.positions:
+            h = h + positions(h.shape[2:], self.width, h.device).to(h.dtype).mT.reshape(1, *h.shape[1:])
         skips = [h]
         for layer in self.down[: self.blocks]:
             h = layer(h, told)
@@ -251,9 +253,8 @@ class _ResBlock(nn.Module):
 class _Attention(nn.Module):
     """Attention to itself and, if there are any, to tokens; both outputs start at zero."""
 
-    def __init__(self, width: int, tokens: int | None, heads: int, placed: bool) -> None:
+    def __init__(self, width: int, tokens: int | None, heads: int) -> None:
         super().__init__()
-        self.placed = placed
         self.self_norm = nn.LayerNorm(width)
         self.self_attention = SelfAttention(width, heads)
         zero(self.self_attention.out)
@@ -261,14 +262,10 @@ class _Attention(nn.Module):
 
     def forward(self, h: Tensor, told: Told) -> Tensor:
         flat = h.flatten(2).transpose(1, 2)
-        grid = h.shape[2:]
-        flat = flat + self.self_attention(self._at(grid, self.self_norm(flat)))
+        flat = flat + self.self_attention(self.self_norm(flat))
         if self.cross_attention is not None:
-            flat = flat + self.cross_attention(self._at(grid, flat), told.tokens, told.visible)
+            flat = flat + self.cross_attention(flat, told.tokens, told.visible)
         return flat.transpose(1, 2).reshape(h.shape)
-
-    def _at(self, grid: torch.Size, y: Tensor) -> Tensor:
-        return y + positions(grid, y.shape[-1], y.device).to(y.dtype) if self.placed else y
 
 
 def convolution(dims: int, wide_in: int, wide_out: int, *, kernel: int = 3, stride: int = 1) -> nn.Module:
