@@ -36,7 +36,7 @@ BUILD = {
     "dit3": partial(DiT, 2, width=16, depth=2, heads=2, dims=3),
     "mmdit2": partial(MMDiT, 2, width=16, depth=2, heads=2),
     "dit2+": partial(DiT, 2, width=16, depth=3, heads=2, rope=True, qk_norm=True, swiglu=True, registers=2, skips=True),
-    "adm2": partial(UNet, 2, width=8, multipliers=(1, 2), blocks=1, head_width=8, resample="block", positions=True),
+    "adm2": partial(UNet, 2, width=8, multipliers=(1, 2), blocks=1, head_width=8, resample="block"),
     "edm2": partial(EDM2, 2, width=8, multipliers=(1, 2), blocks=1, head_width=8, attention=(-1,)),
 }
 SIZES = {"mlp": (), "unet1": (12,), "unet2": (4, 6), "unet3": (2, 4, 6)}

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from suffuse.nets.attention import CrossAttention, SelfAttention, modulate, zero
 from suffuse.nets.blocks import Conditioning, Told, check_dims, check_image
 from suffuse.nets.conditions import Condition
-from suffuse.nets.embed import positions
 
 ADM: dict[str, dict[str, Any]] = {
     "ADM-64": {"width": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "attention": (1, 2, 3)},
@@ -47,7 +46,6 @@ class UNet(nn.Module):
         conditions: what it may be told, by name; tokens are attended to wherever there is attention.
         head_width: channels of a head, in place of `heads`: wider levels have more.
         resample: "conv", or "block" for residual blocks that halve and double by averaging and repeating (ADM).
-        positions: places are told apart from the stem on, so that words such as "above" can mean something.
     Raises:
         ValueError: dims, a level, heads or resample out of range.
 
@@ -66,7 +64,6 @@ class UNet(nn.Module):
     conditions: dict[str, Condition] = field(default_factory=dict)
     head_width: int | None = None
     resample: str = "conv"
-    positions: bool = False
 
     @classmethod
     def named(cls, name: str, channels: int = 3, **options: Any) -> UNet:
@@ -145,8 +142,6 @@ class UNet(nn.Module):
         check_image("UNet", x, self.channels, self.dims, 2 ** (levels - 1), why)
         x, told = self.told(x, t, conditions)
         h = self.stem(x)
-        if self.positions:
-            h = h + positions(h.shape[2:], self.width, h.device).to(h.dtype).mT.reshape(1, *h.shape[1:])
         skips = [h]
         for layer in self.down[: self.blocks]:
             h = layer(h, told)

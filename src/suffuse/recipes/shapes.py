@@ -53,7 +53,7 @@ STEPS: dict[str, int] = {"dit": 16_000, "unet": 12_000}
 BATCH, LR, LR_MATRICES, EMA, DROPOUT = 64, 1.5e-3, 5e-3, 0.999, 0.1
 NOISIER = 0.4
 """Mean of logit(t): flat regions keep their colour far into the noise, and only there a caption tells anything new."""
-ALIGNED = {"dit": ("blocks.2", 192), "unet": ("up.2", 160)}
+ALIGNED = {"dit": ("blocks.2", 192), "unet": ("up.2", 96)}
 """The module that learns to say what the judge in use sees in each of its 8 x 8 cells, and its channels."""
 SAMPLING: dict[str, Any] = {"w": 3.5, "between": (0.0, 0.95), "sampler": "ddpm"}
 """Noise on the way mends what few steps get wrong. A guided first step, from noise alone, loses objects."""
@@ -93,7 +93,7 @@ def build(net: str = "dit", latent: int = 8) -> Denoiser:
     if net == "dit":
         made: nn.Module = nets.DiT(latent, 1, 192, 6, 3, conditions=told)
     elif net == "unet":
-        made = nets.UNet(latent, 80, (1, 2), 1, (0, 1), head_width=40, positions=True, conditions=told)
+        made = nets.UNet(latent, 96, (1, 1), 1, (0, 1), conditions=told)
     else:
         raise _unknown(net)
     return Denoiser(made, Linear(), predicts="velocity", shape=(latent, SIDE // 4, SIDE // 4))
