@@ -2,7 +2,8 @@
 
 python benchmarks/guidance.py                        everything but shapes: about 15 minutes of one core
 python benchmarks/guidance.py fractal                one part: exact, gradient, fractal, digits, steps, cost, shapes
-python benchmarks/guidance.py shapes --run runs/shapes [--weak runs/shapes_early]
+python benchmarks/guidance.py shapes --weak runs/shapes_early        the model that ships, and a weaker one, of
+    shapes.train("runs/shapes_early", codec=zoo.path("shapes") / "model", steps=1600), for autoguidance
 
 Numbers are kept in docs/benchmarks/guidance.json as they are measured, and not measured again (--fresh does); small
 models that are trained for this are kept in runs/guidance.
@@ -11,6 +12,7 @@ models that are trained for this are kept in runs/guidance.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -147,6 +149,23 @@ def between(rows: list[dict[str, float]], accuracy: float) -> float | None:
     return max(found, default=None)
 
 
+def verdict(rows: dict[str, list[dict[str, float]]]) -> str:
+    """Where plain CFG does not trade recall for accuracy, and who has more recall at its accuracy."""
+    base = sorted(rows["guide"], key=lambda r: r["w"])
+    words = []
+    for name, way in (("accuracy", 1), ("recall", -1)):
+        pairs = itertools.pairwise(base)
+        wrong = [f"{a['w']:g} to {b['w']:g}" for a, b in pairs if way * (b[name] - a[name]) < 0]
+        does = "rises" if way > 0 else "falls"
+        words.append(f"its {name} {does} over w" + (f", but not from {', '.join(wrong)}" if wrong else " throughout"))
+    found = []
+    for name in (k for k in rows if k.startswith("guide, between") or k == "autoguidance"):
+        at = [(r["w"], r["recall"], between(rows[name], r["accuracy"])) for r in base if r["w"] > 1]
+        told = ", ".join(f"{got - own:+.3f} at its w = {w:g}" for w, own, got in at if got is not None)
+        found.append(f"{name}: {told or 'reaches none of its accuracies'}")
+    return f"Plain CFG: {'; '.join(words)}. Recall over CFG's, at CFG's accuracy: {'; '.join(found)}."
+
+
 def figure(part: str, kept: dict[str, Any]) -> None:
     """A panel for each technique, with CFG behind it in grey."""
     from matplotlib.figure import Figure
@@ -203,6 +222,7 @@ def page(found: dict[str, Any]) -> str:
         targets = [r["accuracy"] for r in base if r["w"] in (1.5, 2.0)]
         extra = [k for k in base[0] if k not in ("w", "accuracy", "recall")]
         lines += ["", f"## {part.capitalize()}", "", f"{TITLES[part]}; n = {kept['n']}, {kept['nfe']} steps."]
+        lines += ["", verdict(kept["rows"])]
         lines += ["", f"![accuracy against recall](images/guidance_{part}.png)", ""]
         lines += ["| technique | w: accuracy / recall" + "".join(f" / {k}" for k in extra), "|---|---|"]
         lines[-2] += " | recall at CFG's accuracy of w = 1.5 | of w = 2 |"
@@ -277,7 +297,10 @@ def main() -> None:
         kept = None if given.fresh else known().get(part)
         if part in WORLDS:
             world = WORLDS[part](given)
-            kept = kept or {"n": world.n, "nfe": world.nfe, "rows": {}}
+            asked = {"n": world.n, "nfe": world.nfe} | world.made
+            if not kept or any(kept.get(k, v) != v for k, v in asked.items()):
+                kept = {"rows": {}}  # of another model, or of fewer
+            kept |= asked
             swept(world, kept["rows"], partial(put, part, kept))
         elif part != "page" and kept is None:
             put(part, REST[part](given))

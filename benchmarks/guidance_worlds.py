@@ -33,7 +33,7 @@ class World:
         pos, neg: the model told what each of n rows should be, and told nothing. n, shape: what is sampled.
         measure: samples -> {"accuracy", "recall", ...}. weak: for autoguidance. judge, label: a noisy classifier and
             what it should read. reward: of samples, given their rows. nfe: evaluations of one sample.
-        options: of techniques, where the defaults are not for this data.
+        options: of techniques, where the defaults are not for this data. made: what the numbers belong to.
     """
 
     pos: Any
@@ -47,6 +47,7 @@ class World:
     label: Tensor | None = None
     reward: Callable[[Tensor, slice], Tensor] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    made: dict[str, str] = field(default_factory=dict)
     seed: int = 11
 
 
@@ -257,7 +258,8 @@ def fractal(given: argparse.Namespace) -> World:
 
 def of_digits(given: argparse.Namespace) -> World:
     """The digits model; accuracy and features by the judge of the recipe, the reward by another."""
-    model, real, unseen = Run.open(given.run or "runs/digits").model(), data.digits("train"), data.digits("test")
+    run = Run.open(given.run or "runs/digits")
+    model, real, unseen = run.model(), data.digits("train"), data.digits("test")
     if not (MADE / "digits_weak/run.json").exists():
         digits.train(MADE / "digits_weak", steps=130, seed=3, overwrite=True, progress=False)
     weak, judge, other = Run.open(MADE / "digits_weak").model(), digits.classifier(), digits.classifier(seed=7)
@@ -282,7 +284,8 @@ def of_digits(given: argparse.Namespace) -> World:
         return scores.log_softmax(1)[torch.arange(len(x)), label[rows]]
 
     pos, options = model.given(label=label), {"attention": True, "limit": 1.0, "norm": 2.0}
-    return World(pos, model, len(label), (1, 8, 8), measure, 12, weak.given(label=label), noisy, label, reward, options)
+    told, made = weak.given(label=label), {"model": run.model_hash}
+    return World(pos, model, len(label), (1, 8, 8), measure, 12, told, noisy, label, reward, options, made)
 
 
 def of_shapes(given: argparse.Namespace) -> World:
@@ -306,9 +309,22 @@ def of_shapes(given: argparse.Namespace) -> World:
         match = judge.match(scenes.captions, x).all.double().mean().item()
         return {"accuracy": match, "recall": metrics.recall(features(x), theirs, features="judge").value}
 
-    weak = None if given.weak is None else sf.load(given.weak).given(text=ids)
-    options = {"attention": True, "limit": 1.0, "norm": 5.0}
-    return World(model.given(text=ids), model, n, run.shape, measure, 20, weak, options=options)
+    made, weak = {"model": run.model_hash}, None
+    if given.weak is not None:
+        early = sf.load(given.weak)
+        made["weak"] = Run.open(given.weak).model_hash
+        if (early.codec is None) != (model.codec is None) or (model.codec is not None and not alike(early, model)):
+            raise ValueError(f"{given.weak} has latents of its own: train it with codec= of {run.path}")
+        weak = early.given(text=ids)
+    options = {"attention": True, "norm": 5.0} | ({"limit": 1.0} if model.codec is None else {})
+    return World(model.given(text=ids), model, n, run.shape, measure, 20, weak, options=options, made=made)
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two models denoise the same latents."""
+    mine, theirs = a.codec.net.encoder.state_dict(), b.codec.net.encoder.state_dict()
+    same = mine.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in mine.items())
+    return same and (a.codec.scale, a.codec.shift) == (b.codec.scale, b.codec.shift)
 
 
 def steps(given: argparse.Namespace) -> list[dict[str, Any]]:

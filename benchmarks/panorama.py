@@ -27,6 +27,8 @@ SIZE, WIDTH, STRIDE, STEPS, FRESH = 32, 256, 8, 30, 6_000_011
 VIEWS = operators.Crops(SIZE, STRIDE, (SIZE, WIDTH))
 LOOKED = operators.Crops(SIZE, 4, (SIZE, WIDTH))
 APART = operators.Crops(SIZE, SIZE, (SIZE, WIDTH))
+HALVES = operators.Crops(SIZE, SIZE // 2, (SIZE, WIDTH))
+"""Of DiffCollage, and so where its seams are looked for."""
 GROUNDS = [f"shapes on a {style} {colour} background" for style in STYLES for colour in COLOURS[2:]]
 
 
@@ -75,8 +77,7 @@ class Made:
 
     def collage(self, n: int, told: bool, seed: int) -> Tensor:
         """Windows that overlap by a half: the model is asked about overlaps 32 x 16."""
-        windows = operators.Crops(SIZE, SIZE // 2, (SIZE, WIDTH))
-        parts = []
+        windows, parts = HALVES, []
         for i in range(0, n, 4):
             rows = min(4, n - i)
             model, over = self.model, self.model
@@ -114,7 +115,7 @@ def measure(x: Tensor, judge: Any, method: str) -> dict[str, Any]:
     good, _ = judge.read(LOOKED(x).flatten(0, 1))
     _, look = judge.read(APART(x).flatten(0, 1))
     variance = look.unflatten(0, (len(x), -1)).var(1, correction=0).sum(-1)
-    edges = [left for _, left in (APART if method == "apart" else VIEWS).corners]
+    edges = [left for _, left in {"apart": APART, "collage": HALVES}.get(method, VIEWS).corners]
     edges += [left + SIZE for left in edges]
     return {
         "windows": metrics.proportion(

@@ -1,6 +1,7 @@
 """Misuse: one clear error, where the mistake is made."""
 
 import pytest
+import torch
 
 import suffuse as sf
 from suffuse import guidance, samplers, schedules
@@ -8,6 +9,18 @@ from suffuse import guidance, samplers, schedules
 from .worlds import MODEL, NEG, POS, READER, WEAK
 
 X = sf.noise((6, 1, 8, 8), seed=3)
+
+
+def _point(mean):
+    return sf.oracle.Gaussian([mean], 1.0)
+
+
+def _latents():
+    model = MODEL.given(label=1)
+    model.codec = sf.nets.LatentCodec(sf.nets.Autoencoder(1, 1, 4, (1,)))
+    return model
+
+
 MISUSE = {
     "negative prompt without guidance": (
         lambda: guidance.guide(POS, MODEL.given(label=2), 1.0),
@@ -49,6 +62,29 @@ MISUSE = {
     "an infinite weight": (lambda: guidance.compose(NEG, (POS, float("inf"))), "weight 0 must be a finite number"),
     "s": (lambda: guidance.classifier(POS, READER, 1, float("nan")), "s must be a finite number"),
     "a label beyond": (lambda: guidance.classifier(POS, READER, 11)(X, 0.5), "labels 0 to 9, got"),
+    "labels of other rows": (
+        lambda: guidance.classifier(MODEL, READER, sf.noise((3,), 0).long())(X, 0.5),
+        "labels must be one, or one for each of 6 rows, got 3",
+    ),
+    "the spread of one number": (
+        lambda: guidance.rescale(guidance.guide(_point(0.0), _point(1.0), 2.0))(X[:, 0, 0, :1], 0.5),
+        r"one of shape \(1,\) has none",
+    ),
+    "latents that end at 1": (lambda: guidance.threshold(_latents()), "latents do not end at 1"),
+    **{
+        f"scales of other rows, {name}": (
+            lambda make=make: make(torch.tensor([1.0, 2.0, 3.0]))(X, 0.5),
+            r"one for each of 6 rows, got shape \(3,\)",
+        )
+        for name, make in {
+            "guide": lambda w: guidance.guide(POS, NEG, w),
+            "within": lambda w: guidance.guide(POS, NEG, w, between=(0.2, 0.8)),
+            "apg": lambda w: guidance.apg(POS, NEG, w),
+            "cfg_zero": lambda w: guidance.cfg_zero(POS, NEG, w),
+            "compose": lambda w: guidance.compose(NEG, (POS, w)),
+            "classifier": lambda w: guidance.classifier(POS, READER, 1, w),
+        }.items()
+    },
     "perturbing what is guided": (lambda: guidance.pag(guidance.guide(POS, NEG, 2.0), 2.0), "before any guidance"),
     "a convention": (lambda: guidance.scale(1.0, of="diffusers"), "one of 'imagen', 'ho', got 'diffusers'"),
     "particles": (

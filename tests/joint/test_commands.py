@@ -13,6 +13,7 @@ from suffuse import Denoiser, cli, fields, joint, nets, noise, operators, pictur
 from suffuse.data.shapes import Frieze, parse
 from suffuse.recipes import digits, frieze
 from suffuse.recipes.run import Run
+from suffuse.training import save
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -197,6 +198,60 @@ def test_windows_are_looked_at_as_many_together_as_said(command, run, coloured, 
     assert max(rows) == 3 and sum(rows) > 3
 
 
+@pytest.fixture(scope="module")
+def latent(tmp_path_factory):
+    """A model of latents of 2 x 2 pixels each, and a codec with weights of its own."""
+    out = tmp_path_factory.mktemp("runs") / "latent"
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        codec = nets.LatentCodec(nets.Autoencoder(3, 4, 4, (1, 1)))
+        net = nets.UNet(4, width=8, multipliers=(1,), blocks=1, attention=(), conditions={"label": nets.Label(3)})
+    model = Denoiser(net, schedules.Linear(), predicts="velocity")
+    model.codec = codec
+    save(model, out / "model")
+    Run(out, "latents", (4, 4, 4), {"sampler": "ddpm"}, 0.0).write()
+    return out
+
+
+@pytest.mark.parametrize("push", [0, 0.5])
+def test_a_panorama_of_latents_is_decoded_window_by_window_and_averaged(latent, drawn, tmp_path, push):
+    out, model = tmp_path / "p.png", Run.open(latent).model()
+    call("panorama", latent, "--width", 20, "--steps", 2, "--chunk", 3, "--seed", 4, "--push", push, "--out", out)
+    windows, start = operators.Crops(4, 1, (4, 10)), noise((1, 4, 4, 10), seed=4)
+    if push:
+        seen = lambda a, b: joint.look(model.codec.decode(a), model.codec.decode(b))  # noqa: E731
+        made, how = joint.syncdiffusion(model, windows, seen, w=push, anchor=3), samplers.ddim
+    else:
+        made, how = joint.average(model, windows), samplers.ddpm
+    z = sample(made, start, sampler=how, steps=2, seed=4)
+    with torch.no_grad():
+        x = model.codec.decode(windows(z)[0]).clamp(-1, 1)[None]
+    torch.testing.assert_close(drawn[0][0], operators.Crops(8, 2, (8, 20)).pinv(x), rtol=1e-4, atol=1e-4)
+    with Image.open(out) as image:
+        assert image.size == ((20 + 2) * 12, (8 + 2) * 12)
+
+
+LATENT = {
+    "a width between latents": (
+        ["panorama", "--width", 21],
+        "--width must be a multiple of 2, the pixels of one latent",
+    ),
+    "a stride between latents": (["panorama", "--width", 20, "--stride", 3], "--stride must be a multiple of 2, the"),
+    "no height": (["panorama", "--width", 20, "--height", 0], "at most the canvas, (0, 20), got (8, 8)"),
+    "an anagram": (["anagram", "--label", 1, 2], "a turned latent is no latent of the turned picture"),
+    "a texture": (["texture", "cube", "--run"], "what a camera sees of a latent is no latent"),
+}
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_what_latents_are_not_for_is_one_sentence(name, latent, capsys):
+    (command, *args), message = LATENT[name]
+    with pytest.raises(SystemExit) as stopped:
+        call(command, *([*args, latent] if command == "texture" else [latent, *args]))
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in said and said.count("\n") == 1
+
+
 MISUSE = {
     "views and labels": (
         ["anagram", "RUN", "--label", "1"],
@@ -207,7 +262,7 @@ MISUSE = {
     "no pictures": (["anagram", "RUN", "--label", "1", "2", "--n", "0"], "--n must be at least 1, got 0"),
     "too narrow": (["panorama", "RUN", "--width", "7"], "at most the canvas, (8, 7), got (8, 8)"),
     "a stride with gaps": (["panorama", "RUN", "--width", "20", "--stride", "9"], "or pixels are left out"),
-    "grey for a texture": (["texture", "cube", "--run", "RUN"], "needs a model of colour pictures"),
+    "grey for a texture": (["texture", "cube", "--run", "RUN"], "needs a model of square colour pictures"),
     "two things on one mesh": (
         ["texture", "cube", "--run", "COLOURED", "--prompt", "a red background", "a blue background"],
         "a texture is told one thing",
@@ -224,6 +279,13 @@ def test_misuse_is_one_sentence_and_exit_code_2(name, run, coloured, capsys):
         call(*[{"RUN": run, "COLOURED": coloured}.get(arg, arg) for arg in args])
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and message in said and said.count("\n") == 1
+
+
+def test_the_run_that_a_texture_is_made_with_unless_told_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        call("texture", "cube", "--label", 1)
+    assert "no run at runs/frieze: make it with `suffuse train frieze`, or name another" in capsys.readouterr().err
 
 
 def test_a_trained_frieze_resumes_to_itself(coloured, monkeypatch):

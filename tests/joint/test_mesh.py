@@ -297,6 +297,12 @@ MISUSE = {
     "no uv": ("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "line 4: a face without texture coordinates"),
     "no uv but normals": ("v 0 0 0\nv 1 0 0\nv 0 1 0\nvn 0 0 1\nf 1//1 2//1 3//1\n", "unwrap the mesh first"),
     "no faces": ("v 0 0 0\n", "holds no faces"),
+    "two numbers": ("v 0 0\nvt 0 0\nf 1/1 1/1 1/1\n", "line 1: 'v' with 2 numbers instead of 3"),
+    "a word": ("v 0 0 zero\n", "mesh.obj, line 1: 'zero' is no number"),
+    "a face of words": ("v 0 0 0\nvt 0 0\nf a/1 1/1 1/1\n", "mesh.obj, line 3: 'a' is no number"),
+    "not finite": ("v 0 0 nan\nvt 0 0\nf 1/1 1/1 1/1\n", r"vertices must be \(N, 3\) finite numbers"),
+    "repeated": ("v 0 0 0\nvt 0 4\nf 1/1 1/1 1/1\n", r"in \[0, 1\], got 0 to 4: a texture that is repeated"),
+    "one point": ("v 1 1 1\nvt 0 0\nf 1/1 1/1 1/1\n", "all 1 vertices of the mesh are one point"),
     "a vertex that is not": ("v 0 0 0\nvt 0 0\nf 1/1 2/1 3/1\n", r"faces must be numbers of 0..0, got 0..2"),
 }
 
@@ -306,7 +312,16 @@ def test_a_mesh_that_cannot_be_painted(name, tmp_path):
     text, message = MISUSE[name]
     (tmp_path / "mesh.obj").write_text(text)
     with pytest.raises(ValueError, match=message):
-        fields.read_mesh(tmp_path / "mesh.obj")
+        fields.read_mesh(tmp_path / "mesh.obj").centred()
+
+
+def test_what_is_no_mesh_is_named(tmp_path):
+    picture, spoilt = tmp_path / "cat.png", tmp_path / "spoilt.npz"
+    Image.new("RGB", (4, 4)).save(picture)
+    spoilt.write_bytes(b"PK no archive")
+    for path, message in ((picture, "cat.png is no OBJ mesh"), (tmp_path, "no OBJ"), (spoilt, "is no .npz file")):
+        with pytest.raises(ValueError, match=message):
+            fields.read_mesh(path)
 
 
 def test_misuse_of_cameras():
@@ -321,6 +336,10 @@ def test_misuse_of_cameras():
         Render(CUBE, FRONT, 8, 8, filter="cubic")
     with pytest.raises(ValueError, match="no texel"):
         fields.fill(torch.zeros(1, 2, 2), torch.zeros(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="at least 1 pixel a side, got 0"):
+        Render(CUBE, FRONT, 0, 8)
+    with pytest.raises(ValueError, match="at least 1 texel a side, got 0"):
+        Render(CUBE, FRONT, 8, 0)
     with pytest.raises(ValueError, match="at least 1 camera"):
         fields.orbit(0)
     with pytest.raises(ValueError, match="size must be at least 1 and at most the canvas"):

@@ -19,6 +19,13 @@ def _run(made, noise=NOISE):
     return sf.sample(made, noise, steps=2)
 
 
+def _told(k):
+    """A model told k labels, and guided by another."""
+    net = sf.nets.UNet(1, width=8, multipliers=(1,), blocks=1, attention=(), conditions={"label": sf.nets.Label(9)})
+    model = sf.Denoiser(net, sf.schedules.Linear(), predicts="velocity")
+    return sf.guide(model.given(label=torch.arange(k)), model, 2.0)
+
+
 MISUSE = {
     "not orthogonal": (
         lambda: joint.anagram(PRIOR, [ONE, ops.Rotation(20, (6, 6))]),
@@ -116,6 +123,20 @@ MISUSE = {
         ),
         ValueError,
         "keeps something from one evaluation to the next",
+    ),
+    **{
+        f"{k} conditions, {'in chunks' if chunk else 'at once'}": (
+            lambda k=k, chunk=chunk: _run(joint.average(_told(k), [ONE, ONE, ONE], chunk=chunk)),
+            ValueError,
+            f"has 1 row or 3, the 3 views of each of 1: got {k} rows",
+        )
+        for k in (2, 8)
+        for chunk in (None, 1)
+    },
+    "a push at no times": (
+        lambda: joint.syncdiffusion(PRIOR, [ONE], joint.look, w=1.0, between=(0.9, 0.1)),
+        ValueError,
+        r"0 <= low <= high <= 1, got \(0.9, 0.1\)",
     ),
     "weights twice": (
         lambda: joint.average(PRIOR, joint.Views([ONE]), weights=[1.0]),

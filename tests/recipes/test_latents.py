@@ -122,3 +122,15 @@ def test_the_upsampler_learns_to_use_the_small_picture_and_keeps_it(tmp_path):
         return (F.avg_pool2d(mine, 2) - small).square().mean().item()
 
     assert gap(low) < 0.3 * gap(low.roll(1, 0)), (gap(low), gap(low.roll(1, 0)))
+
+
+def test_small_pictures_are_measured_against_the_captions_they_were_asked_for(tmp_path):
+    made = Run(tmp_path, "cascade", (3, 64, 64), {}, 0.0)
+    with pytest.raises(ValueError, match="give both low and captions"):
+        cascade.evaluate(made, low=torch.zeros(2, 3, 32, 32))
+
+
+def test_latents_are_of_scenes_that_their_codec_has_not_seen(tmp_path):
+    Run(tmp_path, "autoencoder", (8, 8, 8), {"seed": 4}, 0.0).write()
+    with pytest.raises(ValueError, match="was trained on the scenes of seed 4, as seed=3 would be"):
+        latents.train(tmp_path / "run", codec=tmp_path, seed=3)

@@ -81,7 +81,10 @@ class Siren:
         return sum(out * (into + 1) for out, into in self.sizes)
 
     def start(self, n: int, seed: int) -> Tensor:
-        """(n, parameters): W ~ U(+-1/2) in the first layer, U(+-sqrt(6/in)) after it, biases U(+-1/sqrt(in))."""
+        """(n, parameters): W ~ U(+-1/2) in the first layer, U(+-sqrt(6/in)) after it, biases U(+-1/sqrt(in)).
+
+        The last layer begins at a tenth of that, without a bias: a grey image.
+        """
         draw, scale = _uniform((n, self.parameters), seed), []
         for i, (out, into) in enumerate(self.sizes):
             last = i == self.depth

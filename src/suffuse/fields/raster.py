@@ -79,8 +79,10 @@ def rasterise(mesh: Mesh, camera: Camera, size: int) -> Seen:
     """What a square picture of size x size pixels shows, hidden surfaces removed.
 
     Raises:
-        ValueError: a part of the mesh lies behind the camera.
+        ValueError: size is below 1; a part of the mesh lies behind the camera.
     """
+    if size < 1:
+        raise ValueError(f"a picture needs at least 1 pixel a side, got {size}")
     at = (mesh.vertices - camera.eye) @ camera.axes.T  # (V, 3): right, up, backward
     z = -at[:, 2]
     if bool((z <= 1e-3).any()):
@@ -135,7 +137,7 @@ class Render(Sparse):
         weight: (size, size) how much a pixel's word counts: the cosine at which it sees the surface, to the power
             `sharpness`; 0 where it sees none.
     Raises:
-        ValueError: another filter.
+        ValueError: another filter; a texture below 1.
     """
 
     def __init__(
@@ -150,6 +152,8 @@ class Render(Sparse):
     ) -> None:
         if filter not in ("nearest", "bilinear"):
             raise ValueError(f"filter must be 'nearest' or 'bilinear', got {filter!r}")
+        if texture < 1:
+            raise ValueError(f"a texture needs at least 1 texel a side, got {texture}")
         seen = rasterise(mesh, camera, size)
         pixel = (seen.face.flatten() >= 0).nonzero()[:, 0]
         u, v = seen.uv.reshape(-1, 2)[pixel].double().clamp(0, 1).unbind(1)
@@ -185,7 +189,7 @@ def fill(texture: Tensor, known: Tensor, *, rounds: int | None = None) -> Tensor
         raise ValueError("no texel of the texture was seen: there is nothing to fill it from")
     around = torch.ones(1, 1, 3, 3, dtype=texture.dtype, device=texture.device)
     texture = torch.where(known, texture, 0)
-    for _ in range(rounds or 2 * texture.shape[-1]):
+    for _ in range(max(texture.shape[-2:]) if rounds is None else rounds):
         if bool(known.all()):
             break
         total = torch.nn.functional.conv2d(texture[:, None], around, padding=1)[:, 0]

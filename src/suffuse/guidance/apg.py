@@ -17,9 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from suffuse.denoise import Composed, call, denoiser, together
-from suffuse.guidance.guided import Guided, check_scale
+from suffuse.guidance.guided import Guided, by_row, check_scale
 from suffuse.parameterize import Prediction
-from suffuse.schedules import left
 
 __all__ = ["apg"]
 
@@ -91,8 +90,8 @@ def _apg(
         push = push if state.last is None else push + beta * state.last
         state.last = push
     if norm < math.inf:
-        push = push * (norm / dot(push, push).sqrt().clamp(min=1e-12)).clamp(max=1)
+        push = push * (norm / dot(push, push).clamp(min=1e-24).sqrt()).clamp(max=1)
     along = dot(push, yes.x0) / dot(yes.x0, yes.x0).clamp(min=1e-12) * yes.x0
-    w = left(w, x) if isinstance(w, Tensor) else w
+    w = by_row(w, x)
     x0 = yes.x0 + (w - 1) * (push - (1 - eta) * along)
     return Guided.of(Prediction(x, yes.alpha, yes.sigma, x0=x0, fraction=yes.fraction), yes, no)

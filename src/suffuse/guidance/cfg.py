@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from suffuse.denoise import Composed, call, denoiser, together
-from suffuse.guidance.guided import Guided, check_scale
+from suffuse.guidance.guided import Guided, by_row, check_scale
 from suffuse.guidance.interval import Pair, bounds, inside
 from suffuse.parameterize import Prediction
-from suffuse.schedules import left
 
 __all__ = ["guide"]
 
@@ -46,14 +45,17 @@ def guide(pos: Any, neg: Any, w: float | Tensor, *, between: Pair = (0.0, 1.0), 
 
 def _guided(x: Tensor, t: Any, to: Any, pos: Any, neg: Any, *, w: float | Tensor, within: Pair) -> Prediction:
     mask = inside(t, within, x)
-    if isinstance(mask, Tensor):
-        w = torch.where(mask > 0, left(w, x) if isinstance(w, Tensor) else w, 1.0).to(x.dtype)
-    elif not mask or (not isinstance(w, Tensor) and w == 1):
+    if mask is False or (not isinstance(w, Tensor) and w == 1):
         alone = call(pos, x, t, to)
-        # a sampler may ask for the negative all the same (CFG++): then, and only then, it is evaluated
-        return Guided.of(alone, alone, (lambda: call(neg, x, t, to)) if mask else alone)
-    elif isinstance(w, Tensor):
-        w = left(w, x)
+
+        def asked() -> Prediction:  # by a sampler (CFG++): then, and only then, it is evaluated
+            no = call(neg, x, t, to)
+            return alone + (no - alone) * mask if isinstance(mask, Tensor) else no
+
+        return Guided.of(alone, alone, alone if mask is False else asked)
+    w = by_row(w, x)
+    if isinstance(mask, Tensor):
+        w = torch.where(mask > 0, w, 1.0).to(x.dtype)
     yes, no = together([pos, neg], x, t, to)
     out = no + (yes - no) * w
     out.fraction = yes.fraction  # a share of a range: the mean is guided, the variance is the positive's own

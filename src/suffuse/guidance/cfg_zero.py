@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from suffuse.denoise import Composed, call, denoiser, together
-from suffuse.guidance.guided import Guided, check_scale
+from suffuse.guidance.guided import Guided, by_row, check_scale
 from suffuse.parameterize import Prediction, velocity
 from suffuse.schedules import left
 
@@ -51,7 +51,7 @@ def _zero(x: Tensor, t: Any, to: Any, pos: Any, neg: Any, *, w: float | Tensor, 
     u, base = velocity.write(yes.x0, yes.eps, row), velocity.write(no.x0, no.eps, row)
     fit = (u * base).flatten(1).sum(1) / base.flatten(1).square().sum(1).clamp(min=1e-12)
     base = fit.reshape(-1, *[1] * (x.ndim - 1)) * base
-    w = left(w, x) if isinstance(w, Tensor) else w
+    w = by_row(w, x)
     u = base + w * (u - base)
     if zero_init:
         late = t > 1 - zero_init

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from suffuse.denoise import Composed, call, denoiser
-from suffuse.guidance.guided import Guided
+from suffuse.guidance.guided import Guided, by_row
 from suffuse.parameterize import Prediction
-from suffuse.schedules import Schedule, left
+from suffuse.schedules import Schedule
 
 __all__ = ["NoisyClassifier", "classifier"]
 
@@ -59,7 +59,8 @@ def classifier(model: Any, judge: Any, label: Any, s: float | Tensor = 1.0) -> C
             the model: a `NoisyClassifier`.
         label: one class, or (B,). s: scale, 0 is off and costs nothing; a number, or (B,).
     Raises:
-        ValueError: s is not finite; the two live on different schedules; when asked, a label the judge does not know.
+        ValueError: s is not finite; the two live on different schedules; when asked, a label the judge does not know,
+            or labels of another number than the rows.
     """
     finite = bool(s.isfinite().all()) if isinstance(s, Tensor) else math.isfinite(s)
     if not finite:
@@ -74,8 +75,8 @@ def _classified(x: Tensor, t: Any, to: Any, model: Any, judge: Any, *, label: Te
     p = call(model, x, t, to)
     if not isinstance(s, Tensor) and s == 0:
         return Guided.of(p, p)
-    push = (left(s, x) if isinstance(s, Tensor) else s) * _slope(judge, x, t, label)
-    ratio = p.alpha / p.sigma
+    push = by_row(s, x) * _slope(judge, x, t, label)  # 0 at sigma = 0
+    ratio = p.alpha / (p.sigma.clamp(min=1e-30) if isinstance(p.sigma, Tensor) else max(p.sigma, 1e-30))
     out = Prediction(x, p.alpha, p.sigma, x0=lambda: p.x0 + push, eps=lambda: p.eps - ratio * push)
     out.fraction = p.fraction
     return Guided.of(out, p)
@@ -94,6 +95,8 @@ def _slope(judge: Any, x: Tensor, t: Any, label: Tensor) -> Tensor:
         scores = judge(at, time).log_softmax(1)
         if bool((label < 0).any()) or int(label.max()) >= scores.shape[1]:
             raise ValueError(f"the classifier knows labels 0 to {scores.shape[1] - 1}, got {label.tolist()[:8]}")
+        if len(label) not in (1, len(x)):
+            raise ValueError(f"labels must be one, or one for each of {len(x)} rows, got {len(label)}")
         told = scores.gather(1, label.to(x.device).expand(len(x))[:, None]).sum()
         (slope,) = torch.autograd.grad(told, at, create_graph=through)
     return (sigma * sigma / alpha) * slope

@@ -16,9 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from suffuse.denoise import Composed, denoiser, together
-from suffuse.guidance.guided import Guided
+from suffuse.guidance.guided import Guided, by_row
 from suffuse.parameterize import Prediction
-from suffuse.schedules import left
 
 __all__ = ["compose"]
 
@@ -47,6 +46,6 @@ def _composed(x: Tensor, t: Any, to: Any, base: Any, *parts: Any, **weights: flo
     own, *others = together([base, *(p for p, _ in kept)], x, t, to)
     out = own
     for p, (_, w) in zip(others, kept, strict=True):
-        out = out + (p - own) * (left(w, x) if isinstance(w, Tensor) else w)
+        out = out + (p - own) * by_row(w, x)
     out.fraction = own.fraction
     return Guided.of(out, own, own)

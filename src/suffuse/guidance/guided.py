@@ -11,8 +11,9 @@ from torch import Tensor
 
 from suffuse.denoise import Denoiser, Told
 from suffuse.parameterize import Prediction
+from suffuse.schedules import left
 
-__all__ = ["Guided", "check_scale", "scale"]
+__all__ = ["Guided", "by_row", "check_scale", "scale"]
 
 _OFF = {"imagen": 1.0, "ho": 0.0}
 Lazy = Prediction | Callable[[], Prediction] | None
@@ -71,6 +72,19 @@ def _equal(a: Told, b: Told) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def by_row(w: float | Tensor, x: Tensor) -> float | Tensor:
+    """A scale as x (B, ...) is multiplied with: a number, or (B,) as (B, 1, ...).
+
+    Raises:
+        ValueError: a tensor for another number of rows.
+    """
+    if not isinstance(w, Tensor) or w.numel() == 1:
+        return w.to(x).reshape(()) if isinstance(w, Tensor) else w
+    if w.shape != x.shape[: w.ndim]:
+        raise ValueError(f"a scale is one number, or one for each of {len(x)} rows, got shape {tuple(w.shape)}")
+    return left(w, x)
 
 
 def scale(w: float, *, of: str, to: str = "imagen") -> float:

@@ -44,8 +44,9 @@ def bounds(schedule: Schedule, between: Pair | None, logsnr: Pair | None) -> Pai
 def inside(t: Any, within: Pair, x: Tensor) -> Tensor | bool:
     """Whether t lies in the interval, ends included: a bool, or for (B,) times a mask of 0 and 1 that fits x."""
     low, high = within
-    if isinstance(t, Tensor) and t.ndim:
-        return left((t >= low) & (t <= high), x)
+    if isinstance(t, Tensor):  # compared in its own precision
+        between = (t >= low) & (t <= high)
+        return left(between, x) if t.ndim else bool(between)
     return low <= float(t) <= high
 
 
@@ -73,9 +74,15 @@ def _limited(x: Tensor, t: Any, to: Any, guided: Any, base: Any, *, within: Pair
         return Guided.of(alone, alone, alone)
     strong = call(guided, x, t, to)
 
-    def mixed(quantity: str) -> Tensor:
-        return torch.where(mask > 0, getattr(strong, quantity), getattr(alone, quantity))
+    def mixed(p: Prediction) -> Prediction:
+        def each(quantity: str) -> Tensor:
+            return torch.where(mask > 0, getattr(p, quantity), getattr(alone, quantity))
 
-    out = Prediction(x, alone.alpha, alone.sigma, x0=lambda: mixed("x0"), eps=lambda: mixed("eps"))
-    out.fraction = alone.fraction
-    return out
+        out = Prediction(x, alone.alpha, alone.sigma, x0=lambda: each("x0"), eps=lambda: each("eps"))
+        out.fraction = alone.fraction
+        return out
+
+    if not isinstance(strong, Guided):
+        return mixed(strong)
+    negative = None if strong._negative is None else lambda: mixed(strong.negative)
+    return Guided.of(mixed(strong), mixed(strong.positive), negative)

@@ -29,7 +29,8 @@ def rescale(guided: Any, phi: float = 0.7, *, of: str | Parameterization = "v") 
         phi: how much of it, 0 to 1; 0 is off.
         of: which output is meant: "v" as in the paper, "x0", "eps", "velocity"; at t = 1 it must not be "eps".
     Raises:
-        ValueError: phi out of [0, 1]; when asked, a prediction without a positive.
+        ValueError: phi out of [0, 1]; when asked, a prediction without a positive, or samples of one number, which
+            have no spread.
     """
     if not 0 <= phi <= 1:
         raise ValueError(f"phi is a share in [0, 1], got {phi:g}")
@@ -44,13 +45,15 @@ def _rescaled(x: Tensor, t: Any, to: Any, guided: Any, *, phi: float, of: Parame
         raise ValueError(f"rescale compares with the positive, and {guided!r} has none: hand it a guided denoiser")
     if phi == 0 or p.off:
         return p
+    if x[0].numel() < 2:
+        raise ValueError(f"rescale compares spreads within a sample, and one of shape {tuple(x.shape[1:])} has none")
     row = of.row(guided.schedule, t, p.alpha, p.sigma)
     y, pos = of.write(p.x0, p.eps, row), of.write(p.positive.x0, p.positive.eps, row)
 
     def spread(v: Tensor) -> Tensor:
         return v.flatten(1).std(1).reshape(-1, *[1] * (v.ndim - 1))
 
-    y = phi * (y * (spread(pos) / spread(y))) + (1 - phi) * y
+    y = phi * (y * (spread(pos) / spread(y).clamp(min=1e-12))) + (1 - phi) * y
     out = of.read(y, x, p.alpha, p.sigma, row)
     out.fraction = p.fraction
     return Guided.of(out, p.positive, p._negative)

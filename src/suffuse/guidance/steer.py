@@ -97,9 +97,9 @@ def steer(
     log_w: Tensor | None = None
     before, x = torch.empty(0), noise
     for step in run(proposal, noise, sampler=rule, steps=steps, grid=grid, seed=seed, first=first):
-        if log_w is None:
-            log_w = before = value(step.prediction.x0)
         with torch.no_grad():
+            if log_w is None:
+                log_w = before = value(step.prediction.x0)
             after = value(step.x if step.s == 0 else asked.at(step.x, step.s).x0)
         # at the end, always; in every step `take`, so that a group's noise does not depend on when others resample
         index, log_w = resample(

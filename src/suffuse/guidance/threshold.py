@@ -28,12 +28,14 @@ def threshold(model: Any, percentile: float | None = 99.5, *, limit: float = 1.0
             clips only.
         limit: of the data.
     Raises:
-        ValueError: percentile or limit out of range.
+        ValueError: percentile or limit out of range; a model of latents, and no limit of theirs.
     """
     if percentile is not None and not 0 < percentile <= 100:
         raise ValueError(f"percentile must be in (0, 100], got {percentile:g}")
     if not limit > 0:
         raise ValueError(f"limit must be positive, got {limit:g}")
+    if limit == 1 and getattr(model, "codec", None) is not None:
+        raise ValueError("latents do not end at 1: thresholding is for pixels, or takes the latents' own limit=")
     settings = {"percentile": percentile} | ({} if limit == 1 else {"limit": limit})
     return denoiser(
         _thresholded,

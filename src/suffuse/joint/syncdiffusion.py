@@ -65,8 +65,11 @@ def syncdiffusion(
         anchor: number of the view that the others follow.
         between: times where the push acts, inclusive. eta: of the `ddim(eta)` it runs with.
     Raises:
-        ValueError: w is negative; there is no such view; when run, the next time is not known; what `average` raises.
+        ValueError: w is negative; times out of [0, 1]; there is no such view; when run, the next time is not known;
+            what `average` raises.
     """
+    if not 0 <= between[0] <= between[1] <= 1:
+        raise ValueError(f"between must be two times 0 <= low <= high <= 1, got {between}")
     if not w >= 0:
         raise ValueError(f"w, the length of the push, must be at least 0, got {w:g}")
     seen = views_of(views, weights, chunk, False, model)

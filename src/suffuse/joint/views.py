@@ -258,10 +258,28 @@ def spread(index: Any, n: int) -> Any:
 
 
 def some(model: Any, b: int, i: int, j: int, n: int) -> Any:
-    """The denoiser of views i to j - 1, of n, of b items."""
+    """The denoiser of views i to j - 1, of n, of b items.
+
+    Raises:
+        ValueError: conditions, weights or labels of another number of rows.
+    """
+    if odd := _kept(model) - {1, b * n}:
+        raise ValueError(
+            f"what a model is told of views has 1 row or {b * n}, the {n} views of each of {b}: got {min(odd)} rows"
+        )
     if j - i == n or not hasattr(model, "rows"):
         return model
     return model.rows((torch.arange(b)[:, None] * n + torch.arange(i, j)).flatten())
+
+
+def _kept(model: Any) -> set[int]:
+    """How many rows there are of what a denoiser keeps by row, in all its parts that see the same."""
+    if isinstance(model, Joint):
+        return set()
+    values = list(model._rest["rows"].values() if isinstance(model, Composed) else getattr(model, "bound", {}).values())
+    values += [inner for value in values if isinstance(value, dict) for inner in value.values()]
+    own = {len(value) for value in values if isinstance(value, Tensor) and value.ndim}
+    return own.union(*map(_kept, model.parts if isinstance(model, Composed) else ()))
 
 
 def each(value: Any, k: int) -> Any:

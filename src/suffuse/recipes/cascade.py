@@ -138,7 +138,11 @@ def evaluate(made: Run, low: Tensor | None = None, captions: list[str] | None = 
     Returns:
         "psnr" of the result, averaged back, against its input, in dB; "match" of the results and "base_match" of the
         inputs.
+    Raises:
+        ValueError: small pictures without captions, or captions without pictures.
     """
+    if (low is None) != (captions is None):
+        raise ValueError("small pictures come with the captions they were asked for: give both low and captions")
     if low is None or captions is None:
         scenes = Scenes(FRESH, made.shape[-1], counts=(0.0, 1.0), identical=0.0, full=True)(0, n)
         low, captions = F.avg_pool2d(scenes.images, 2), scenes.captions

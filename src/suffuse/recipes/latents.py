@@ -230,8 +230,14 @@ def train(
         seed, steps, batch_size, lr, ema: as for `fit`. dropout: how often the caption is withheld.
         cache: folder of the latents, by default beside the codec: another run finds them there.
         resume: go on from the newest checkpoint in `out`. overwrite: begin anew where there are some.
+    Raises:
+        ValueError: the codec was trained on the scenes of seed + 1.
     """
     out, source = Path(out), Path(codec)
+    if (source / "run.json").exists() and Run.open(source).settings.get("seed") == seed + 1:
+        raise ValueError(
+            f"{source} was trained on the scenes of seed {seed + 1}, as seed={seed} would be: take another"
+        )
     made = load_codec(source / "codec")
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
