@@ -213,7 +213,8 @@ def style(args) -> None:
     base = recipe.base_of(args.base)[0]
     said = without_fill(world.captions)
     out = folder(args, "style")
-    made = personalise.train(args.base, out, world.images, method="style", captions=said, steps=args.steps, resume=True)
+    how = {"method": "style", "captions": said, "steps": args.steps, "lr": args.lr}
+    made = personalise.train(args.base, out, world.images, resume=True, **how)
     lora = sf.adapters.load_lora(base, out / "lora.safetensors")
     judge = metrics.shapes.judge("held_out")
     asked = without_fill(captions(args.n, SEED))
@@ -237,7 +238,10 @@ def style(args) -> None:
     print(f"detached, the same bits as the base: {torch.equal(again, plain)}")
     x = torch.stack([plain, half, styled], 1)[:16].flatten(0, 1)
     pictures.save_png(pictures.grid(x, 12, scale=2), out / "pictures.png", {"seed": SEED})
-    table = told("Style of dotted outlines", [first, second, third, fourth])
+    real = Scenes(SEED, dotted=True)(0, args.n)
+    back, spec = decoded(base, encoded(base, real.images)), parse(without_fill(real.captions))
+    fifth = ("real dotted scenes, through the codec", {"caption match": judge.report(spec, back)["match"]})
+    table = told("Style of dotted outlines", [first, second, third, fourth, fifth])
     write(args, "style", {"table": table, "share trained": sf.adapters.share(lora), "seconds": made.train_seconds})
     bar("dotted", second[1]["dotted"].value, ">=", 0.9)
     bar("loss of caption match", first[1]["caption match"].value - second[1]["caption match"].value, "<=", 0.05)
@@ -274,7 +278,7 @@ def dreambooth(args) -> None:
             out = folder(args, f"dreambooth-{number}" + ("" if prior else "-without"))
             made = personalise.train(
                 args.base, out, subject(number).images, token="[v]", noun=shape, method=args.method, prior=prior,
-                steps=args.steps, resume=True,
+                steps=args.steps, lr=args.lr, resume=True,
             )  # fmt: skip
             model = made.model()
             text = [c.text.format(f"[v] {shape}" if args.phrase == "both" else "[v]") for c in contexts]
@@ -299,6 +303,7 @@ def main() -> None:
     parser.add_argument("--method", default=None)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--watch-every", type=int, default=250, help="steps of a control between looks at obedience")
+    parser.add_argument("--lr", type=float, default=None, help="of style and dreambooth")
     parser.add_argument("--subjects", type=int, default=4)
     parser.add_argument("--phrase", default="alone", choices=("alone", "both"), help='"a [v]", or "a [v] heart"')
     parser.add_argument("--n", type=int, default=400)
