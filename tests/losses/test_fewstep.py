@@ -222,6 +222,15 @@ class TestGuidance:
         plain = same(student, told, teacher=teacher)
         assert (found - plain).abs().mean() > 1e-3
 
+    @pytest.mark.parametrize("w", [1.0, 3.0])
+    def test_a_teacher_on_another_schedule_is_told_and_guided_as_on_its_own(self, w):
+        """What an error says to do, teacher.on(schedule), loses nothing."""
+        teacher, student = self.teacher(), self.student()
+        x, told = self.batch["x"], student.given(label=self.batch["label"])
+        here = fewstep.straight.believed(teacher, told, x, 0.5, w=w).x0
+        there = fewstep.straight.believed(teacher.on(schedules.Linear()), told, x, 0.5, w=w).x0
+        torch.testing.assert_close(there, here)
+
     def test_each_row_has_its_own_scale(self):
         teacher, student = self.teacher(), self.student()
         x, t, w = self.batch["x"], torch.full((32,), 0.5), torch.linspace(1, 5, 32)

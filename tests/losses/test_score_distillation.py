@@ -184,6 +184,14 @@ class TestExpectedGradients:
         assert grad.abs().max() < 1e-6
 
 
+def test_pds_is_finite_at_the_smallest_times():
+    """The step goes down however close to the data it begins."""
+    x = WORLDS["mixture"].sample(50, seed=0).requires_grad_()
+    loss = losses.pds(WORLDS["mixture"], x, WORLDS["gaussian"], x.detach(), times=distillation.window(1e-4, 0.03))
+    (grad,) = torch.autograd.grad(loss.sum(), x)
+    assert grad.isfinite().all()
+
+
 def test_a_stochastic_latent_is_the_noise_that_ddpm_drew():
     world, t, s = WORLDS["mixture"], 0.5, 0.4
     x, eps, z = (noise((50, 1), seed=k, dtype=torch.float64) for k in range(3))
@@ -343,6 +351,7 @@ MISUSE = {
         r"the particles' denoiser lives on Linear\(\)",
     ),
     "turns": (lambda: losses.VSD(G, SMALL, turns=0), "turns must be at least 1, got 0"),
+    "csd": (lambda: losses.csd(G, oracle.Gaussian([0.0], 1.0), X), r"lives on VP\(.*, the other on Linear"),
     "vsd": (lambda: losses.vsd(G, X, oracle.Gaussian([0.0], 1.0)), r"the particles' denoiser lives on Linear\(\)"),
     "dds shapes": (lambda: losses.dds(G, X, G, X[:1]), r"has shape \(2, 1\), the one it is edited from \(1, 1\)"),
     "pds schedules": (lambda: losses.pds(G, X, oracle.Gaussian([0.0], 1.0), X), "the source on Linear"),

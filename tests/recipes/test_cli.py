@@ -67,8 +67,8 @@ def test_samples_do_not_depend_on_how_many_are_drawn(run, tmp_path):
     for n in (4, 300):
         call("sample", run, "--n", n, "--steps", 2, "--label", 1, "--out", tmp_path / f"{n}.png")
     few, many = (torch.tensor(list(Image.open(tmp_path / f"{n}.png").convert("L").tobytes())) for n in (4, 300))
-    few = few.reshape((2 * 9 + 1) * 6, -1)[6:54, 6:54]
-    many = many.reshape(-1, (17 * 9 + 1) * 6)[6:54, 6:54]
+    few = few.reshape((2 * 9 + 1) * 12, -1)[12:108, 12:108]
+    many = many.reshape(-1, (17 * 9 + 1) * 12)[12:108, 12:108]
     assert (few - many).abs().max() <= 1
 
 

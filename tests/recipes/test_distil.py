@@ -198,14 +198,23 @@ def test_the_command_line_distils_measures_and_samples(teacher, tmp_path, capsys
     before = weights.read_bytes()
     call("distil", teacher, "--steps", 2, "--batch-size", 8, "--out", tmp_path / "mf", "--resume")
     assert weights.read_bytes() == before
-    call("sample", tmp_path / "mf", "--sampler", "ddim", "--steps", 1, "--grid", "uniform", "--n", 2, "--label", 3)
+    drawn = []
+    for way in (["--sampler", "ddim", "--grid", "uniform"], []):  # by its own rule and grid where none is named
+        call("sample", tmp_path / "mf", "--steps", 2, "--n", 2, "--label", 3, "--out", tmp_path / "s.png", *way)
+        drawn.append(np.asarray(Image.open(tmp_path / "s.png")))
+    assert (drawn[0] == drawn[1]).all()
     for wrong, message in [
-        (["sample", tmp_path / "mf", "--steps", 3], "cannot run a two-time network"),
+        (["sample", tmp_path / "mf", "--steps", 3, "--sampler", "heun"], "cannot run a two-time network"),
         (["distil", tmp_path / "mf"], "is a student itself, its guidance would be folded twice"),
         (["distil", teacher, "--method", "progressive", "--nfe", 3], "nfe must be 1, 2, 4 or 8, got 3"),
         (["distil", teacher, "--nfe", 0], "nfe must be at least 1, got 0"),
         (["distil", teacher, "--steps", 3, "--out", tmp_path / "mf"], "holds checkpoints"),
         (["distil", teacher, "--method", "consistency-training", "--w", 2], "learns from data alone"),
+        (["distil", teacher, "--w", "nan"], "w must be finite, got nan"),
+        (["distil", teacher, "--method", "latent-consistency", "--w", 0.5], "learns guidance from w=1 on, got w=0.5"),
+        (["distil", teacher, "--steps", 0], "steps must be at least 1, one for each of student, got 0"),
+        (["distil", teacher, "--method", "reflow", "--steps", 1], "at least 2, one for each of round-2, one-step"),
+        (["distil", teacher, "--out", teacher], "holds a run of digits, which a student would replace"),
     ]:
         with pytest.raises(SystemExit):
             call(*wrong)
@@ -217,6 +226,84 @@ class _Judge(nn.Module):
 
     def read(self, x):
         return x.flatten(1)[:, :10].argmax(1), x.flatten(1)[:, 20:28]
+
+
+def test_a_student_of_other_pictures_is_measured_by_their_own(tmp_path):
+    """Of another size than digits, by a judge and real pictures that are given."""
+    net = nets.UNet(1, width=8, multipliers=(1,), blocks=1, heads=2, conditions={"label": nets.Label(10)})
+    save(Denoiser(net, schedules.Linear()), tmp_path / "model")
+    made = Run(tmp_path, "distil", (1, 12, 12), {"of": "images", "method": "scm", "w": 1.0}, 1.0)
+    sets = [{"x": noise((n, 1, 12, 12), seed=n).clamp(-1, 1), "label": torch.arange(n) % 10} for n in (40, 30)]
+    found = distil.evaluate(made, nfe=(2,), by=(_Judge(), *sets))
+    assert found["2"]["nfe"] == 2 and found["2"]["label_accuracy"]["n"] == 40
+    with pytest.raises(ValueError, match="distilled from a run of images: only digits are measured"):
+        distil.evaluate(made)
+
+
+def test_a_folder_is_taken_up_with_its_own_settings_only_and_overwritten_whole(teacher, tmp_path):
+    """Every method that has one stage calls it the same."""
+    out, how = tmp_path / "out", BRIEF | {"method": "scm", "steps": 2}
+    distil.train(teacher, out, **how)
+    asked, path = read_json(out / "asked.json"), out / "model" / "model.safetensors"
+    before = path.read_bytes()
+    for other, message in (
+        ({"method": "dmd"}, "begun with other settings: method was 'scm', now 'dmd'"),
+        ({"w": 3.0}, r"w was 1.0, now 3.0"),
+        ({"steps": 5}, "steps was 2, now 5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distil.train(teacher, out, resume=True, **how | other)
+    with pytest.raises(ValueError, match="holds checkpoints or pairs of an earlier training: resume, or overwrite"):
+        distil.train(teacher, out, **how | {"method": "reflow"})
+    assert path.read_bytes() == before and read_json(out / "asked.json") == asked
+    for nfe in (4, 8):
+        distil.train(teacher, out, overwrite=True, **how | {"method": "progressive", "nfe": nfe})
+    assert [p.name for p in out.glob("st*")] == ["steps-8"], "nothing stays of what was before"
+
+
+def test_pairs_of_another_training_are_not_taken_up(teacher, tmp_path):
+    out, how = tmp_path / "out", BRIEF | {"method": "reflow", "nfe": 2}
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):  # after the pairs are there
+        distil.train(teacher, out, **how | {"batch_size": 0, "w": 3.0})
+    distil.train(teacher, out, overwrite=True, **how)
+    fresh = distil.train(teacher, tmp_path / "fresh", **how)
+    name = "round-2/pairs.safetensors"
+    assert (out / name).read_bytes() == (fresh.path / name).read_bytes()
+
+
+def test_what_cannot_be_guided_is_not_folded(tmp_path):
+    for told, why in (({}, "takes no conditions"), ({"label": nets.Label(10, optional=False)}, "has no null 'label'")):
+        out = tmp_path / why
+        net = nets.UNet(1, width=8, multipliers=(1,), blocks=1, heads=2, conditions=told)
+        save(Denoiser(net, schedules.Linear()), out / "model")
+        Run(out, "digits", digits.SHAPE, {}, 1.0).write()
+        for how in ({"method": "scm", "w": 2.0}, {"method": "latent-consistency"}):
+            with pytest.raises(ValueError, match=why):
+                distil.train(out, tmp_path / "x", **BRIEF | how)
+
+
+def test_a_student_of_latents_keeps_what_decodes_them_and_learns_in_float32():
+    teacher = tiny()
+    teacher.net.bfloat16()  # as models are shipped
+    teacher.codec, teacher.shape = object(), digits.SHAPE
+    for adds in (None, "to"):
+        student = distil.student(teacher, adds)
+        assert student.codec is teacher.codec and student.shape == teacher.shape
+        assert {p.dtype for p in student.net.parameters()} == {torch.float32}
+    assert {p.dtype for p in teacher.net.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["dmd2", "scm"])
+def test_a_teacher_in_bfloat16_teaches_as_in_float32(name, teacher, tmp_path):
+    half, whole, found = Run.open(teacher).model(), Run.open(teacher).model(), []
+    half.net.bfloat16()
+    whole.net.bfloat16().float()
+    for part, model in (("half", half), ("whole", whole)):
+        save(model, tmp_path / part / "model")
+        Run(tmp_path / part, "digits", digits.SHAPE, {}, 1.0).write()
+        made = distil.train(tmp_path / part, tmp_path / f"{part}-out", method=name, **BRIEF)
+        found.append((made.path / "model/model.safetensors").read_bytes())
+    assert found[0] == found[1]
 
 
 def test_reflow_of_a_model_that_is_no_flow_is_refused(teacher, tmp_path):
@@ -277,11 +364,23 @@ def test_suffuse_edit_writes_a_picture_with_its_recipe(teacher, tmp_path, capsys
         (["edit", tmp_path / "in.png", "--source", "1", "--target", "12", *how], "label must be in 0..9, got 12"),
         (["edit", tmp_path / "no.png", "--source", "1", "--target", "2", *how], "is not a picture that can be read"),
         (["edit", tmp_path / "in.png", "--source", "1", "--target", "2", "--method", "x"], "invalid choice"),
+        (["edit", tmp_path / "in.png", "--source", "²", "--target", "7", *how], "takes labels, which are numbers"),
+        (["edit", tmp_path, "--source", "1", "--target", "2", *how], "is a folder: name one picture"),
+        (["edit", tmp_path / "in.png", "--source", "1", "--target", "2", *how, "--out", tmp_path], "name the picture"),
     ]:
         with pytest.raises(SystemExit):
             call(*wrong)
         err = capsys.readouterr()
         assert message in err.err + err.out or message == "invalid choice"
+
+
+def test_each_row_is_edited_to_what_it_is_told_and_students_are_refused(teacher, tmp_path):
+    model, x = Denoiser(_Towards(), schedules.Linear()), torch.zeros(2, *digits.SHAPE)
+    found = edit.edited(model, x, source="4", target=["8", "1"], w=1.0, steps=60, lr=0.1)
+    assert (found[0, ..., :4] - found[1, ..., :4]).mean() > 0.5
+    made = distil.train(teacher, tmp_path / "out", method="scm", **BRIEF)
+    with pytest.raises(ValueError, match=r"a student of few steps, .* use its teacher, "):
+        edit.edit(made.path, tmp_path / "in.png", tmp_path / "out.png", source="1", target="2")
 
 
 def test_an_unknown_method_is_refused(teacher, tmp_path):

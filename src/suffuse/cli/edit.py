@@ -31,8 +31,8 @@ class Edit:
     """guidance scale; 1 is off"""
     steps: int = 200
     """of the optimisation, each two or four evaluations"""
-    lr: float = 0.03
-    """of the optimisation, in units of the picture, which runs from -1 to 1"""
+    lr: float = 0.05
+    """of the optimisation, in units of what the model denoises: a picture from -1 to 1, or its latents"""
     seed: int = 0
     """of the noise"""
     out: Path = Path("edited.png")

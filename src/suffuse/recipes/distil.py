@@ -9,6 +9,8 @@ teacher. Several trainings in a row (rounds of reflow, halvings of progressive d
 from __future__ import annotations
 
 import copy
+import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -35,7 +37,7 @@ STEPS, BATCH, LR, EMA, PAIRS = 1080, 64, 5e-4, 0.995, 4096
 
 
 def student(teacher: Denoiser, adds: str | None = None, *, seed: int = 0) -> Denoiser:
-    """A model of the teacher's network and weights, with one more condition, a number, that it does not hear yet.
+    """A model of the teacher's network and weights in float32, with one more condition, a number, not heard yet.
 
     Args:
         teacher: what to begin as. adds: the condition's name. seed: of the weights that read it.
@@ -59,7 +61,9 @@ def student(teacher: Denoiser, adds: str | None = None, *, seed: int = 0) -> Den
         nn.init.zeros_(silent.embed.second.weight)  # type: ignore[union-attr, arg-type]
         nn.init.zeros_(silent.embed.second.bias)  # type: ignore[union-attr, arg-type]
         inherit(net, teacher.net, new=f"told.embedders.{len(about['args']['conditions']) - 1}.")  # type: ignore[arg-type]
-    return Denoiser(net.train().requires_grad_(), teacher.schedule, teacher.parameterization)  # type: ignore[union-attr]
+    net = net.float().train().requires_grad_()  # type: ignore[union-attr]
+    how: dict[str, Any] = {"variance": teacher.variance, "shape": teacher.shape, "codec": teacher.codec}
+    return Denoiser(net, teacher.schedule, teacher.parameterization, **how)
 
 
 def inherit(net: nn.Module, teacher: nn.Module, *, new: str = "") -> None:
@@ -111,8 +115,9 @@ def train(
         pairs: that reflow's second round learns from.
         resume: go on from what is there. overwrite: begin anew where there is something.
     Raises:
-        ValueError: an unknown method; nfe < 1, or too many for it; a teacher that was distilled already; reflow of a
-            model that is no flow; guidance for consistency training, which has no teacher.
+        ValueError: an unknown method; nfe < 1, or too many for it; fewer steps than stages; a teacher that was
+            distilled already; reflow of a model that is no flow; guidance for consistency training, which has no
+            teacher, or of a teacher that cannot be guided; a folder that holds something else.
     """
     how, made, out = method_of(method), Run.open(run), Path(out)
     if nfe < 1:
@@ -121,7 +126,15 @@ def train(
         raise ValueError(f"consistency training learns from data alone, no teacher is asked that w={w:g} could guide")
     if made.recipe == "distil":
         raise ValueError(f"{made.path} is a student itself, its guidance would be folded twice: distil its teacher")
-    names, teacher, material = how.stages(nfe), made.model(), _material(made, seed)
+    names, teacher = how.stages(nfe), made.model()
+    if steps < len(names):
+        raise ValueError(f"steps must be at least {len(names)}, one for each of {', '.join(names)}, got {steps}")
+    _guidable(teacher, method, w)
+    material = _material(made, seed)
+    teacher.net.float()  # type: ignore[union-attr]
+    settings: dict[str, Any] = {"method": method, "nfe": nfe, "w": w, "seed": seed}
+    settings |= {"steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema}
+    _begin(out, {"teacher": made.model_hash, **settings, "pairs": pairs}, resume, overwrite)
     model, seconds, share = student(teacher, how.adds, seed=seed), 0.0, max(1, steps // len(names))
     for name in names:
         folder = out / name
@@ -148,7 +161,6 @@ def train(
             seed=seed,
             out=folder,
             resume=resume,
-            overwrite=overwrite,
             decay=0.5,
             precision="float32",  # what is learned are differences of numbers that are nearly equal
             settings={"teacher": made.model_hash, "method": method, "stage": name, "nfe": nfe, "w": w},
@@ -159,13 +171,48 @@ def train(
         write_json(folder / "seconds.json", {"seconds": round(done.seconds + before, 2)})
         model, seconds = _like(model, done.ema), seconds + done.seconds + before
     save(model, out / "model")
-    settings = {"teacher": str(made.path), "of": made.recipe, "method": method, "nfe": nfe, "w": w, "seed": seed}
-    settings |= {"steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema}
+    settings = {"teacher": str(made.path), "of": made.recipe, **settings}
     settings |= {"scales": scales(w)} if how.adds == "w" else {}
+    settings |= {"sampler": "consistency" if how.jumps else "ddim", "grid": "uniform"}
     result = Run(out, "distil", made.shape, settings, round(seconds, 2))
     result.write()
     write_json(out / "cost.json", cost(result))
     return result
+
+
+def _guidable(teacher: Denoiser, method: str, w: float) -> None:
+    """Refuse guidance that says nothing, or that its student is not taught."""
+    if not math.isfinite(w):
+        raise ValueError(f"w must be finite, got {w:g}")
+    if method == "latent-consistency" and w < 1:
+        raise ValueError(f"latent-consistency learns guidance from w=1 on, got w={w:g}")
+    if method == "latent-consistency" or w != 1:
+        blank = [name for name, spec in teacher.conditions.items() if not getattr(spec, "optional", True)]
+        if blank or not teacher.conditions:
+            lacks = f"has no null {blank[0]!r}" if blank else "takes no conditions"
+            raise ValueError(
+                f"this teacher {lacks} and cannot be guided: leave w at 1, with another method than latent-consistency"
+            )
+
+
+def _begin(out: Path, asked: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds something else; clear what is to be overwritten; keep what was asked for."""
+    kept = out / "asked.json"
+    if (out / "run.json").exists() and (recipe := read_json(out / "run.json")["recipe"]) != "distil":
+        raise ValueError(f"{out} holds a run of {recipe}, which a student would replace: name another folder")
+    parts = {name for how in METHODS.values() for n in (1, 2) for name in how.stages(n)}
+    left = ("checkpoints", "pairs.safetensors", "seconds.json")
+    there = [out / name for name in sorted(parts) if any((out / name / file).exists() for file in left)]
+    if there and not (resume or overwrite):
+        raise ValueError(f"{there[0]} holds checkpoints or pairs of an earlier training: resume, or overwrite them")
+    if there and resume and kept.exists():
+        before = read_json(kept)
+        if other := [f"{k} was {before.get(k)!r}, now {asked[k]!r}" for k in asked if before.get(k) != asked[k]]:
+            raise ValueError(f"{out} was begun with other settings: {', '.join(other)}")
+    for folder in there if overwrite and not resume else []:
+        shutil.rmtree(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(kept, asked)
 
 
 def _like(model: Denoiser, other: Denoiser) -> Denoiser:
@@ -192,7 +239,8 @@ def _material(made: Run, seed: int) -> Material:
     if made.recipe == "toy":
         return Material({"x": toy.points(made.settings["data"], 50_000, seed)}, None, seed)
     if made.recipe == "images":
-        found, _ = images.told(images.open_set(made.settings["data"], made.settings["size"]))
+        s = made.settings
+        found, _ = images.told(images.open_set(s["data"], s["size"], cache=s.get("cache")))
         return Material(data.part(found, images.split(found)[0]), None, seed)
     if made.recipe == "shapes":
         scenes, model = shapes.Scenes(seed), made.model()
@@ -240,35 +288,52 @@ def cost(made: Run) -> dict[str, Any]:
     }
 
 
-def evaluate(made: Run, *, nfe: Sequence[int] = (1, 2, 4), seed: int = 1) -> dict[str, Any]:
+def evaluate(
+    made: Run, *, nfe: Sequence[int] = (1, 2, 4), seed: int = 1, by: tuple[Any, Any, Any] | None = None
+) -> dict[str, Any]:
     """Measure a student of digits at several budgets, each enforced by counting; writes metrics.json.
 
+    Args:
+        by: of pictures that are no digits, a judge of labels as `metrics.Classifier`, and {"x", "label"} of real ones
+            that the teacher was trained on, and of unseen ones.
     Returns:
         "cost", and by budget: "nfe" as counted, label_accuracy, frechet_ratio, recall (value, n, interval, how).
     Raises:
-        ValueError: the student is no student of digits.
+        ValueError: the student is no student of digits, and not `by`.
     """
-    if made.settings.get("of") != "digits":
+    if made.settings.get("of") != "digits" and by is None:
         raise ValueError(f"{made.path} was distilled from a run of {made.settings.get('of')}: only digits are measured")
     result: dict[str, Any] = {"model_hash": made.model_hash, "seed": seed, "cost": cost(made)}
-    judge = digits.classifier()
+    judge, *sets = by or (digits.classifier(), data.digits("train"), data.digits("test"))
     for n in nfe:
-        result[str(n)] = measured(model_for(made, n), partial(plan, made), n, judge, seed, w=made.settings["w"])
+        how = {"w": made.settings["w"], "sets": sets}
+        result[str(n)] = measured(model_for(made, n), partial(plan, made), n, judge, seed, **how)
     write_json(made.path / "metrics.json", result)
     return result
 
 
 def measured(
-    model: Denoiser, of: Callable[[Denoiser, int], Any], nfe: int, judge: Any, seed: int, *, w: float = 1.0
+    model: Denoiser,
+    of: Callable[[Denoiser, int], Any],
+    nfe: int,
+    judge: Any,
+    seed: int,
+    *,
+    w: float = 1.0,
+    sets: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
-    """Digits of a model at one budget, against real ones; a student with guidance folded in is told w."""
-    real, unseen = data.digits("train"), data.digits("test")
+    """Pictures of a model at one budget, against real ones; a student with guidance folded in is told w.
+
+    Args:
+        sets: {"x", "label"} of real pictures for training, and of unseen ones; by default digits.
+    """
+    real, unseen = sets or (data.digits("train"), data.digits("test"))
     told: dict[str, Any] = {"label": real["label"]} | ({"w": w} if "w" in model.conditions else {})
     n, asked = len(real["x"]), model.given(**told)
     with samplers.budget(asked, n, nfe) as spent:
-        x = sample_many(asked, n, digits.SHAPE, seed, sampler=of(model, nfe)).clamp(-1, 1)
+        x = sample_many(asked, n, tuple(real["x"].shape[1:]), seed, sampler=of(model, nfe)).clamp(-1, 1)
     (read, mine), (_, theirs), (_, held_out) = judge.read(x), judge.read(real["x"]), judge.read(unseen["x"])
-    space = f"{judge.features} features of a classifier of real digits"
+    space = f"{judge.features} features of a classifier of real pictures"
     hits = int((read == real["label"]).sum())
     found = {
         "label_accuracy": metrics.proportion(hits, n, "share of samples that the judge reads as the label asked for"),

@@ -181,7 +181,7 @@ class Stage:
         return self._matching(fake, critic)
 
     def _second(self) -> Denoiser:
-        fake = Denoiser(copy.deepcopy(self.teacher.net), self.teacher.schedule, self.teacher.parameterization)
+        fake = frozen(self.teacher)
         fake.net.train().requires_grad_()  # type: ignore[union-attr]
         return fake
 

@@ -136,12 +136,14 @@ def read_picture(path: Path, side: int, channels: int) -> Tensor:
     """A picture file as (1, C, side, side) in [-1, 1]: its middle square, scaled.
 
     Raises:
-        FileNotFoundError: there is none. ValueError: not a picture.
+        FileNotFoundError: there is none. ValueError: not a picture, or a folder.
     """
     import torch
 
     from suffuse.data.decode import picture
 
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name one picture")
     pixels, odd = picture(path.read_bytes(), side, channels=channels)
     if pixels is None:
         raise ValueError(f"{path} is not a picture that can be read: {', '.join(odd)}")
@@ -174,7 +176,7 @@ def draw(recipe: dict[str, Any], out: Path, *, run: Path | None = None) -> None:
         raise ValueError(f"{made.path} holds model {made.model_hash}, the picture was made by {recipe['model_hash']}")
     if n < 1:
         raise ValueError(f"--n must be at least 1, got {n}")
-    recipe = recipe | {"sampler": recipe["sampler"] or made.settings.get("sampler")}
+    recipe = recipe | {name: recipe[name] or made.settings.get(name) for name in ("sampler", "grid")}
     rule = _rule(recipe)
     labels, prompts, guided = recipe["label"], recipe.get("prompt", []), (recipe["w"], recipe.get("between"))
     steered = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from suffuse import losses, pictures
@@ -20,8 +22,8 @@ __all__ = ["METHODS", "edit", "edited", "told"]
 METHODS = ("pds", "dds", "sds")
 
 
-def told(model: Denoiser, what: str) -> Denoiser:
-    """The model told a text, or where it takes no text a class by its number.
+def told(model: Denoiser, what: str | Sequence[str]) -> Denoiser:
+    """The model told a text, or where it takes no text a class by its number; one for all rows, or one a row.
 
     Raises:
         ValueError: words it does not know, no number, a model that takes neither.
@@ -31,21 +33,22 @@ def told(model: Denoiser, what: str) -> Denoiser:
     if "label" not in model.conditions:
         takes = ", ".join(model.conditions) or "no conditions"
         raise ValueError(f"an edit tells the model text or a label, and this one takes {takes}")
-    if not what.strip().isdigit():
-        raise ValueError(f"this model takes labels, which are numbers, got {what!r}")
-    return model.given(label=int(what))
+    each = [what] if isinstance(what, str) else list(what)
+    if wrong := [one for one in each if not one.strip().isdecimal()]:
+        raise ValueError(f"this model takes labels, which are numbers, got {wrong[0]!r}")
+    return model.given(label=torch.tensor([int(one) for one in each]))
 
 
 def edited(
     model: Denoiser,
     x: Tensor,
     *,
-    source: str,
-    target: str,
+    source: str | Sequence[str],
+    target: str | Sequence[str],
     method: str = "pds",
     w: float = 7.5,
     steps: int = 200,
-    lr: float = 0.03,
+    lr: float = 0.05,
     seed: int = 0,
 ) -> Tensor:
     """Pictures x (B, C, H, W) in [-1, 1], moved from what they show to what they shall show, in the model's latents.
@@ -78,9 +81,16 @@ def edit(run: str | Path, image: Path, out: Path, **how: Any) -> None:
         run: a run's folder, or the name of a model that ships. image: any picture; its middle square is scaled to
             the model's size. out: the PNG to write. how: of `edited`.
     Raises:
-        ValueError: not a picture; what `edited` raises.
+        ValueError: not a picture; a folder in its place or in that of `out`; a run of a student; what `edited` raises.
     """
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: name the picture to write in it")
     made = Run.open(run)
+    if made.recipe == "distil":
+        raise ValueError(
+            f"{made.path} is a student of few steps, which answers with samples and no means that an edit compares: "
+            f"use its teacher, {made.settings['teacher']}"
+        )
     model = made.model()
     channels, side = picture_shape(model, made.shape)
     x = read_picture(image, side, channels)

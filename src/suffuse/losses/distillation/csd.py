@@ -29,7 +29,11 @@ def csd(pos: Any, neg: Any, x: Tensor, *, times: Times | None = None, weight: We
     Args:
         pos, neg: two bindings of one model (asked together, in one batch), or two models on one schedule.
         x, times, weight: as for `sds`.
+    Raises:
+        ValueError: the two live on different schedules.
     """
+    if pos.schedule != neg.schedule:
+        raise ValueError(f"one denoiser lives on {pos.schedule}, the other on {neg.schedule}: use .on(schedule)")
     noisy, t, _ = noised(pos, x, times or window())
     with torch.no_grad():
         yes, no = together([pos, neg], noisy, t)

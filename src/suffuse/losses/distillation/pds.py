@@ -53,8 +53,8 @@ def pds(
 
     Args:
         target, x, source, original: as for `dds`.
-        times: of t; by default `window(0.05, 0.98)`, above `gap`. gap: t - s. weight: a function of logsnr at t;
-            the default evens out c, which grows without bound towards clean data.
+        times: of t; by default `window(0.05, 0.98)`, from 2 `gap` on. gap: t - s, but at most t / 2. weight: a
+            function of logsnr at t; the default evens out c, which grows without bound towards clean data.
     Raises:
         ValueError: images of different shapes; denoisers on different schedules; gap is not positive.
     """
@@ -62,7 +62,7 @@ def pds(
     if not gap > 0:
         raise ValueError(f"gap must be a positive step of time, got {gap:g}")
     t = (times or window(max(0.05, 2 * gap), 0.98))(len(x), x.device)
-    s = (t - gap).clamp(min=1e-3)
+    s = torch.maximum(t - gap, t / 2)
     with torch.no_grad():
         eps_t, eps_s = torch.randn_like(x), torch.randn_like(x)
         g = stochastic_latent(target, x, t, s, eps_t, eps_s) - stochastic_latent(source, original, t, s, eps_t, eps_s)

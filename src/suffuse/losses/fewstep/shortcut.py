@@ -40,8 +40,8 @@ def shortcut(
     Args:
         model: what is trained: a two-time network, to be run by `ddim` with 2^k steps on `grids.uniform`.
         batch: "x" is clean data (B, ...); every other entry is a condition by name.
-        teacher: whose slope the rest of the rows match, and the shortest halves take; None is data and noise, and the
-            network itself. w: the teacher's guidance, 1 is off.
+        teacher: whose slope the rest of the rows match; None is that of data and noise. Halves are the network's own
+            in either case. w: the teacher's guidance, 1 is off.
         levels: the shortest half is 2^-levels. share: of the rows that learn steps.
         times: of the rest. dropout, coupling: as for `denoising`.
     Returns:

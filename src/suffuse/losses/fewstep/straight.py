@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suffuse.denoise import Denoiser, call, together
+from suffuse.denoise import Composed, Denoiser, call, together
 from suffuse.parameterize import Prediction
 from suffuse.schedules import Schedule, left
 
@@ -69,8 +69,9 @@ def believed(teacher: Any, student: Any, x: Tensor, t: Any, *, to: Any = None, w
     """What a teacher says of x, told what the student is told, and guided away from being told nothing.
 
     Args:
-        teacher: a `Denoiser`, which is told the student's conditions as far as it takes them; any other denoiser is
-            asked as it is. student: with its conditions bound. w: guidance, 1 is off; a number, or (B,).
+        teacher: a `Denoiser`, or one made of a single other as `.on(schedule)` makes it, which is told the student's
+            conditions as far as it takes them; any other denoiser is asked as it is. student: with its conditions
+            bound. w: guidance, 1 is off; a number, or (B,).
     Raises:
         ValueError: the teacher lives on another schedule; guidance of a teacher that is guided already.
     """
@@ -80,16 +81,22 @@ def believed(teacher: Any, student: Any, x: Tensor, t: Any, *, to: Any = None, w
         )
     if not isinstance(w, Tensor) and w == 1:
         return call(_told_as(teacher, student), x, t, to)
-    if not isinstance(teacher, Denoiser) or "w" in teacher.conditions:
+    inner = teacher
+    while isinstance(inner, Composed) and len(inner.parts) == 1:
+        inner = inner.parts[0]
+    if not isinstance(inner, Denoiser) or "w" in inner.conditions:
         raise ValueError(f"w would guide twice: {teacher!r} is guided already, give the model itself or leave w at 1")
     pos, neg = together([_told_as(teacher, student), teacher], x, t, to)
     return neg + (pos - neg) * (left(w, x) if isinstance(w, Tensor) else w)
 
 
 def _told_as(teacher: Any, student: Any) -> Any:
-    if not isinstance(teacher, Denoiser) or not isinstance(student, Denoiser):
+    if not isinstance(teacher, Composed | Denoiser) or not isinstance(student, Denoiser):
         return teacher
     new = copy.copy(teacher)
+    if isinstance(new, Composed):
+        new.parts = [_told_as(part, student) for part in new.parts] if len(new.parts) == 1 else new.parts
+        return new
     new.bound = teacher.bound | {k: v for k, v in student.bound.items() if k in teacher.conditions and k != "to"}
     return new
 
