@@ -216,6 +216,7 @@ def style(args) -> None:
     how = {"method": "style", "captions": said, "steps": args.steps, "lr": args.lr}
     made = personalise.train(args.base, out, world.images, resume=True, **how)
     lora = sf.adapters.load_lora(base, out / "lora.safetensors")
+    lora.net.bfloat16()  # as the base ships, and as fast
     judge = metrics.shapes.judge("held_out")
     asked = without_fill(captions(args.n, SEED))
     spec = parse(asked)
@@ -281,6 +282,7 @@ def dreambooth(args) -> None:
                 steps=args.steps, lr=args.lr, resume=True,
             )  # fmt: skip
             model = made.model()
+            model.net.bfloat16()  # as models ship, and as fast
             text = [c.text.format(f"[v] {shape}" if args.phrase == "both" else "[v]") for c in contexts]
             x = pictured(model, {"text": text}, args.n, SEED)
             rows.append((name, seen(number, x) | of_class(model, shape)))

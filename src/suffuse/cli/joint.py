@@ -30,7 +30,7 @@ def _opened(path: Path, command: str, why: str | None = None) -> tuple[Any, Any,
     model = made.model()
     if model.codec is not None and why:
         raise ValueError(f"{command} needs a model of pixels, and {made.path} samples latents: {why}")
-    factor = 1 if model.codec is None else model.codec.factor
+    factor: int = 1 if model.codec is None else model.codec.factor  # type: ignore[attr-defined]
     return made, model, (factor * made.shape[1], factor * made.shape[2]), factor
 
 
@@ -104,7 +104,7 @@ class Panorama:
         for name, value in (("height", canvas[0]), ("width", canvas[1]), ("stride", stride)):
             if value % factor:
                 raise ValueError(f"--{name} must be a multiple of {factor}, the pixels of one latent, got {value}")
-        small = tuple(side // factor for side in canvas)
+        small = (canvas[0] // factor, canvas[1] // factor)
         views = shown if factor == 1 else Crops(made.shape[1:], stride // factor, small, wrap=self.wrap)
         count = len(views.corners)
         if self.n < 1:

@@ -159,7 +159,8 @@ class _Control(_Training):
         from suffuse.recipes import control
 
         out = self.out or Path("runs") / f"{self.base.name}-{self.kind}"
-        made = control.train(**_chosen(self) | {"out": out})
+        options: dict[str, Any] = _chosen(self) | {"out": out}
+        made = control.train(**options)
         say(f"trained in {made.train_seconds:.0f} s: {made.path / 'control'}")
         say(f'next: suffuse sample {self.base} --control {made.path} --hint PICTURE --prompt "two blue stars"')
 

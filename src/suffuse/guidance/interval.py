@@ -84,5 +84,5 @@ def _limited(x: Tensor, t: Any, to: Any, guided: Any, base: Any, *, within: Pair
 
     if not isinstance(strong, Guided):
         return mixed(strong)
-    negative = None if strong._negative is None else lambda: mixed(strong.negative)
+    negative = None if strong._negative is None else lambda: mixed(strong.negative)  # type: ignore[arg-type]
     return Guided.of(mixed(strong), mixed(strong.positive), negative)

@@ -39,7 +39,7 @@ class _Linear(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         at = torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device)
-        made, pull = torch.func.vjp(self, at)
+        made, pull = torch.func.vjp(self, at)  # type: ignore[misc]
         if made.shape != y.shape:
             raise ValueError(f"{self!r} measures {tuple(made.shape[1:])} of each row, got {tuple(y.shape)}")
         return pull(y)[0]

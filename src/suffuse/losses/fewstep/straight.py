@@ -93,8 +93,8 @@ def believed(teacher: Any, student: Any, x: Tensor, t: Any, *, to: Any = None, w
 def _told_as(teacher: Any, student: Any) -> Any:
     if not isinstance(teacher, Composed | Denoiser) or not isinstance(student, Denoiser):
         return teacher
-    new = copy.copy(teacher)
-    if isinstance(new, Composed):
+    new: Any = copy.copy(teacher)
+    if isinstance(teacher, Composed):
         new.parts = [_told_as(part, student) for part in new.parts] if len(new.parts) == 1 else new.parts
         return new
     new.bound = teacher.bound | {k: v for k, v in student.bound.items() if k in teacher.conditions and k != "to"}
