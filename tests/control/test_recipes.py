@@ -213,4 +213,5 @@ def test_the_control_that_ships_is_obeyed_without_a_word():
         return sf.control.edge_f1(sf.control.canny(x), sf.control.canny(batch.images)).mean().item()
 
     assert agreement(edges=edges) > 0.8 > agreement() + 0.1
+    assert {"edges", "pose"} < control.opened("shapes-edges", "shapes-pose").conditions.keys()
     assert agreement(edges=edges.roll(1, 0)) < 0.7

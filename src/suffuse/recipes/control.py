@@ -144,7 +144,7 @@ def train(
         base: see `base_of`. out: the folder; `out/control` is what `sf.control.load_control` reads.
         kind: of `HINTS`, and the condition's name. method: of `METHODS`.
         steps, batch_size, lr, ema: as for `fit`. silent: how often the caption is withheld. seed: of scenes and noise.
-        watch_every: steps between looks at obedience (edge F1, or what the kind has); 0 is never.
+        watch_every: steps between looks at it: F1 of the edges of a few pictures with their scenes'; 0 is never.
         resume, overwrite: as for `fit`.
     Raises:
         ValueError: an unknown kind or method.
