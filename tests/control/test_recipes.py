@@ -173,6 +173,9 @@ def test_a_control_is_sampled_with_from_the_command_line(base, tmp_path, capsys)
     refused("masks are 2 channels", "--control", tmp_path / "masks", "--hint", tmp_path / "a.png")
     refused("is no control", "--control", base, "--hint", tmp_path / "a.png")
     refused("suffuse sample", run=tmp_path / "edges")
+    refused("there is no picture at", *edges, tmp_path / "none.png")
+    cli.main(["info", str(tmp_path / "edges")])
+    assert "a control by edges (controlnet) beside" in capsys.readouterr().out
 
 
 def pictures_of(path, side=32):

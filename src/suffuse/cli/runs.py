@@ -121,6 +121,11 @@ class Info:
         from suffuse.recipes.run import Run
 
         run = Run.open(self.run)
+        if run.recipe == "control":
+            about = run.settings
+            say(f"a control by {about['kind']} ({about['method']}) beside {about['base']}, trained with {about}")
+            say(f"next: suffuse sample {about['base']} --control {self.run} --hint PICTURE")
+            return
         model = run.model()
         parameters = sum(p.numel() for net in networks(model) for p in net.parameters())
         lines = {

@@ -144,6 +144,8 @@ def read_picture(path: Path, side: int, channels: int) -> Tensor:
 
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name one picture")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no picture at {path}")
     pixels, odd = picture(path.read_bytes(), side, channels=channels)
     if pixels is None:
         raise ValueError(f"{path} is not a picture that can be read: {', '.join(odd)}")

@@ -68,8 +68,9 @@ class Run:
             ModelFileError: it is a control, which has a base; files that are missing or broken.
         """
         if self.recipe == "control":
-            how = f"suffuse sample {self.settings.get('base', 'BASE')} --control {self.path} --hint PICTURE"
-            raise ModelFileError(f"{self.path} holds no model, it is a control: use `{how}`")
+            name = self.path.name if self.ships else self.path
+            how = f"suffuse sample {self.settings.get('base', 'BASE')} --control {name} --hint PICTURE"
+            raise ModelFileError(f"{name} holds no model, it is a control: use `{how}`")
         model = load(self.path / "model")
         model.shape = self.shape
         return model
