@@ -5,7 +5,7 @@
     python benchmarks/control.py pose   [--n 400]                  # trains the reader of joints first, once
     python benchmarks/control.py two    [--n 400]                  # edges and pose together
     python benchmarks/control.py style  [--n 400]                  # LoRA of dotted outlines from 100 pictures
-    python benchmarks/control.py dreambooth [--subjects 4] [--n 100]   # with and without prior preservation
+    python benchmarks/control.py dreambooth [--subjects 0 1] [--n 100]   # with and without prior preservation
 
 Everything trained lies in runs/control/NAME and is taken up again where it was stopped; --tag keeps the runs of another
 base apart (`--base runs/shapes-unet --tag unet`; obedience comes within 250 steps: `--tag early --steps 500
@@ -265,7 +265,7 @@ def dreambooth(args) -> None:
         x = pictured(model, {"text": f"a {noun}"}, args.n, SEED + 1)
         return dict(zip(("class variety", "class shown"), variety(noun, x, judge), strict=True))
 
-    for number in range(args.subjects):
+    for number in args.subjects:
         shape, colour, texture = SUBJECTS[number]
         fake = recognised(number, Scenes(9)(0, 400).images)[0]
         print(f"\n{colour} {shape} with {texture}: recognised in {int(fake.sum())} of 400 other scenes", flush=True)
@@ -306,7 +306,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--watch-every", type=int, default=250, help="steps of a control between looks at obedience")
     parser.add_argument("--lr", type=float, default=None, help="of style and dreambooth")
-    parser.add_argument("--subjects", type=int, default=4)
+    parser.add_argument("--subjects", type=int, nargs="+", default=list(range(len(SUBJECTS))))
     parser.add_argument("--phrase", default="alone", choices=("alone", "both"), help='"a [v]", or "a [v] heart"')
     parser.add_argument("--n", type=int, default=400)
     args = parser.parse_args()

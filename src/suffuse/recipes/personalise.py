@@ -35,7 +35,7 @@ METHODS = ("dreambooth-lora", "dreambooth", "inversion", "style")
 WHERE = adapters.ATTENTION + r"|mlp\.\d+$|\bff\.net\."
 """LoRA for a subject or a style sits on attention and MLPs."""
 TEMPLATES = ("a {}", "a large {}", "a picture of a {}")
-STEPS = {"dreambooth-lora": 400, "dreambooth": 300, "inversion": 400, "style": 600}
+STEPS = {"dreambooth-lora": 1500, "dreambooth": 300, "inversion": 400, "style": 600}
 LR = {"dreambooth-lora": 2e-3, "dreambooth": 1e-4, "inversion": 1e-2, "style": 2e-3}
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
@@ -70,7 +70,7 @@ def train(
     method: str = "dreambooth-lora",
     captions: Sequence[str] | None = None,
     prior: float = 1.0,
-    priors: int = 200,
+    priors: int = 600,
     rank: int = 8,
     steps: int | None = None,
     batch_size: int = 8,
@@ -106,8 +106,8 @@ def train(
     if style and captions is not None and len(captions) != len(x):
         raise ValueError(f"captions has {len(captions)} values for {len(x)} pictures: give one for each")
     out, (model, weights) = Path(out), base_of(base)
-    model.net.float()  # type: ignore[attr-defined]  # weights of a model that ships are bf16, too coarse to learn in
     x, learns = encoded(model, x, seed), _learning(model, method, token, noun, rank, seed)
+    learns.net.float()  # type: ignore[attr-defined]  # weights of a model that ships are bf16, too coarse to learn in
     told = [c or f"a {noun}" for c in (captions or beside)] if style else [t.format(token) for t in TEMPLATES]
     about = {
         "recipe": "personalise",
