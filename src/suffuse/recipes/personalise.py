@@ -70,7 +70,7 @@ def train(
     method: str = "dreambooth-lora",
     captions: Sequence[str] | None = None,
     prior: float = 1.0,
-    priors: int = 600,
+    priors: int = 200,
     rank: int = 8,
     steps: int | None = None,
     batch_size: int = 8,
