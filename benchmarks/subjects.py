@@ -105,7 +105,8 @@ def recognised(number: int, images: Tensor) -> tuple[Tensor, Tensor]:
     """Which pictures (N, 3, 32, 32) show the subject, (N,), and where it would be, (N, 2).
 
     Well inside it they differ from its drawing by less than `CLOSE`; and with its surroundings they are as near to it
-    as to any other outline or colour with its texture, and to it with another texture or none, up to `AS_NEAR`.
+    as to any other outline or colour with its texture, to it with another texture, and to its outline in one colour,
+    up to `AS_NEAR`.
     """
     shape, colour, texture = SUBJECTS[number]
     line = torch.arange(LARGE - 1, SIDE - LARGE + 1.01, 0.5)
@@ -136,7 +137,7 @@ def recognised(number: int, images: Tensor) -> tuple[Tensor, Tensor]:
         return ((images - template).abs().mean(1, keepdim=True) * near).sum((1, 2, 3)) / near.sum((1, 2, 3))
 
     rivals = [(s, c, texture) for s in OUTLINED for c in COLOURS if (s, c) != (shape, colour)]
-    rivals += [(shape, colour, t) for t in (None, *TEXTURES) if t != texture]
+    rivals += [(shape, c, None) for c in COLOURS] + [(shape, colour, t) for t in TEXTURES if t != texture]
     nearest = torch.stack([off(*rival) for rival in rivals]).amin(0)
     return (best < CLOSE) & (off(shape, colour, texture) < AS_NEAR * nearest), place
 
