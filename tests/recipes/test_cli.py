@@ -60,7 +60,7 @@ def test_a_picture_carries_its_recipe_and_is_made_again_byte_for_byte(run, tmp_p
     assert (tmp_path / "x.again.png").read_bytes() == out.read_bytes()
     assert "the same bytes" in capsys.readouterr().out
     with Image.open(out) as image:
-        assert image.size == ((3 * 9 + 1) * 6,) * 2
+        assert image.size == ((3 * 9 + 1) * 12,) * 2
 
 
 def test_samples_do_not_depend_on_how_many_are_drawn(run, tmp_path):

@@ -58,7 +58,7 @@ def test_a_folder_of_classes_trains_and_its_broken_file_is_named(run, classes):
 def test_it_is_sampled_and_evaluated_by_the_same_commands(run, tmp_path, capsys):
     call("sample", run, "--label", 1, "--n", 4, "--steps", 2, "--out", tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as image:
-        assert image.size == ((2 * 17 + 1) * 3,) * 2
+        assert image.size == ((2 * 17 + 1) * 6,) * 2
     call("evaluate", run)
     measured = json.loads((run / "metrics.json").read_text())["measured"]
     assert measured["sliced_w"]["n"] == 10

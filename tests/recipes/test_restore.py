@@ -189,7 +189,7 @@ MISUSED = {
         ["restore", "IMAGE", "--operator", "blur:1", "--method", "mmps", "--sigma", "0"],
         "mmps divides by sigma",
     ),
-    "no picture": (["restore", "NOPE", "--operator", "blur:1"], "No such file"),
+    "no picture": (["restore", "NOPE", "--operator", "blur:1"], "there is no picture at"),
     "not a picture": (["restore", "TEXT", "--operator", "blur:1"], "is not a picture that can be read"),
     "no measurement": (
         ["restore", "IMAGE", "--operator", "radon:5", "--measured"],
