@@ -203,10 +203,12 @@ def variety(noun: str, images: Tensor, judge: Any) -> tuple[metrics.Measured, me
     is_class = read.present & (read.shape == SHAPES.index(noun))
     shown, first = is_class.any(1), is_class.to(torch.int8).argmax(1)
     rows = shown.nonzero()[:, 0]
-    each = torch.zeros(len(rows))
+    if len(rows) < 2:  # no two to differ
+        rows = rows[:0]
+    each = torch.zeros(len(rows) or len(images))
     for values in (read.colour, read.size, read.fill):
         v = values[rows, first[rows]]
-        each += (v[:, None] != v).sum(1) / max(len(rows) - 1, 1) / 3
+        each += (v[:, None] != v).sum(1) / (len(rows) - 1) / 3 if len(rows) else 0
     how = "share of colour, size and filling in which two pictures of the class differ"
     share = metrics.proportion(int(shown.sum()), len(images), f"share of pictures of 'a {noun}' that show one")
     return metrics.mean(each, how), share
