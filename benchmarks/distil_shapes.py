@@ -82,7 +82,7 @@ def scores(args) -> None:
     run = Run.open(args.base)
     model, prompts = run.model(), captions(args.n, SEED)
     spoken = model.given(text=model.conditions["text"].ids(prompts, length=shapes.WORDS))
-    field = fields.Pixels(run.shape, spread=0.5) if args.field == "pixels" else fields.Siren(run.shape)  # type: ignore[arg-type]
+    field = fields.Pixels(run.shape, spread=0.5) if args.field == "pixels" else fields.Siren(run.shape)
 
     def descend(loss) -> torch.Tensor:
         start = field.start(args.n, SEED)

@@ -41,7 +41,7 @@ def judged(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     torch.manual_seed(0)
     judge = metrics.Classifier(1, 28, 10)
     how = {"steps": 700, "batch_size": 128, "ema": None, "out": options.runs / "judge", "resume": True}
-    fit(metrics.classifier_loss, {"x": some["x"], "label": some["label"]}, judge, **how)  # type: ignore[arg-type]
+    fit(metrics.classifier_loss, {"x": some["x"], "label": some["label"]}, judge, **how)
     mine = rows[rows % 10 != 9]  # every tenth is kept out, see recipes.images
     return judge.eval(), train[mine[:: len(mine) // 4000][:4000]], test[torch.arange(4000)]
 
