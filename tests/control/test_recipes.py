@@ -117,11 +117,23 @@ def test_what_cannot_be_learned_is_said_before_anything_is_drawn(base, tmp_path,
             personalise.train(base, tmp_path / "x", images, progress=False, **how)
 
 
-def test_the_class_is_drawn_with_a_seed_that_no_benchmark_has(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(shapes, "sampled", lambda *_, **__: drawn.append(_[3]) or torch.zeros(2, 1))
-    personalise._priors(model("dit"), ["a red square"], 2, 2.0, 5, tmp_path / "class.safetensors")
-    assert drawn == [7_000_008]
+def test_what_stays_as_it_is_is_of_the_class_of_the_world_and_of_nothing_unguided(base, tmp_path, monkeypatch):
+    """Guided pictures would be guided twice when they are learned; and the seed is one that no benchmark has."""
+    drawn, opened = [], control.base_of(base)[0]
+
+    def sampled(spoken, _, n, seed, **how):
+        drawn.append((seed, how["w"]))
+        return torch.arange(n)[:, None] * torch.ones(n, *SHAPE[:1])
+
+    monkeypatch.setattr(shapes, "sampled", sampled)
+    kept = personalise._priors(opened, "heart", 8, 5, tmp_path / "kept.safetensors")
+    assert drawn == [(7_000_008, 1.0)]
+    words = opened.conditions["text"]
+    said = [" ".join(words.vocabulary[i] for i in row if i >= 0) for row in kept["text"]]
+    assert said[1::2] == ["a heart", "a large heart", "a picture of a heart", "a heart"]
+    assert said[2::4] == ["", ""] and said[0::4] == [c.replace(",", "") for c in Scenes(7_000_008)(0, 8).captions[::4]]
+    again = personalise._priors(opened, "heart", 8, 5, tmp_path / "kept.safetensors")
+    assert len(drawn) == 1 and all(torch.equal(again[k], kept[k]) for k in kept)
 
 
 def test_a_run_is_a_model_or_a_control_and_says_which(base, tmp_path):

@@ -21,13 +21,16 @@ PRIOR = "prior_"
 
 
 def prior_preserving(
-    loss: Callable[[Any, Mapping[str, Tensor]], Tensor], weight: float = 1.0
+    loss: Callable[[Any, Mapping[str, Tensor]], Tensor],
+    weight: float = 1.0,
+    prior: Callable[[Any, Mapping[str, Tensor]], Tensor] | None = None,
 ) -> Callable[[Any, Mapping[str, Tensor]], Tensor]:
     """The loss of DreamBooth from a loss such as `sf.losses.denoising`.
 
     Args:
         loss: (model, batch) -> (B,).
         weight: of the class's pictures; 0 leaves them out, and with them what keeps the class as it was.
+        prior: loss of the class's pictures, by default the same; `sf.losses.imitation` of the base keeps more of it.
     Returns:
         (model, batch) -> (B,), where each entry of the batch has a partner for the class, "x" and "prior_x", "text"
         and "prior_text".
@@ -45,7 +48,7 @@ def prior_preserving(
         lost = [PRIOR + name for name in names if PRIOR + name not in batch]
         if lost:
             raise ValueError(f"prior preservation needs {', '.join(lost)} in the batch, which has {', '.join(batch)}")
-        return instance + weight * loss(model, {name: batch[PRIOR + name] for name in names})
+        return instance + weight * (prior or loss)(model, {name: batch[PRIOR + name] for name in names})
 
     return of
 

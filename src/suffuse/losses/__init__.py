@@ -7,6 +7,7 @@ from suffuse.losses.couplings import immiscible, independent, optimal_transport
 from suffuse.losses.denoising import denoising
 from suffuse.losses.distillation import VSD, csd, dds, pds, sdi, sds, vsd
 from suffuse.losses.gan import GAN
+from suffuse.losses.imitation import imitation
 from suffuse.losses.noisy_classification import noisy_classification
 from suffuse.losses.score import denoising_score, implicit_score, sliced_score
 from suffuse.losses.times import (
@@ -40,6 +41,7 @@ __all__ = [
     "distillation",
     "fewstep",
     "hybrid",
+    "imitation",
     "immiscible",
     "implicit_score",
     "independent",

@@ -275,13 +275,25 @@ def steered_by(
 
 
 def draw(
-    model: Denoiser, batch: Batch, *, told: Mapping[str, Any], text: bool, w: float, nfe: int, seed: int
+    model: Denoiser,
+    batch: Batch,
+    *,
+    told: Mapping[str, Any],
+    text: bool,
+    w: float,
+    nfe: int,
+    seed: int,
+    both: bool = False,
 ) -> Tensor:
-    """One picture for each scene, told its caption or none, guided by w, and `told` on both sides."""
+    """One picture for each scene, told its caption or none, guided by w; `told` on both sides, or guided too (`both`).
+
+    What is guided too is obeyed more: towards caption and picture, away from the base that is told neither.
+    """
     words: Any = model.conditions["text"]
-    base = model.given(**told)
-    spoken = base.given(text=words.ids(batch.captions, length=shapes.WORDS)) if text else base
-    return decoded(model, shapes.sampled(spoken, base, len(batch), seed, w=w if text else 1, nfe=nfe))
+    steered = model.given(**told)
+    spoken = steered.given(text=words.ids(batch.captions, length=shapes.WORDS)) if text else steered
+    base = model if both else steered
+    return decoded(model, shapes.sampled(spoken, base, len(batch), seed, w=w if text or both else 1, nfe=nfe))
 
 
 def _glimpse(model: Denoiser, kind: str, n: int = 32, nfe: int = 8) -> float:

@@ -9,7 +9,7 @@ what was learned alone, in lora.safetensors or word.safetensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from torch import Tensor
 from suffuse import adapters, losses
 from suffuse.adapters.words import Grown
 from suffuse.data.decode import picture
+from suffuse.data.shapes import Scenes
 from suffuse.denoise import Denoiser
-from suffuse.nets.words import Words
+from suffuse.nets.words import Words, words
 from suffuse.recipes import shapes
 from suffuse.recipes.control import base_of
 from suffuse.recipes.draw import encoded
@@ -37,6 +38,8 @@ WHERE = adapters.ATTENTION + r"|mlp\.\d+$|\bff\.net\."
 TEMPLATES = ("a {}", "a large {}", "a picture of a {}")
 STEPS = {"dreambooth-lora": 1500, "dreambooth": 300, "inversion": 400, "style": 600}
 LR = {"dreambooth-lora": 2e-3, "dreambooth": 1e-4, "inversion": 1e-2, "style": 2e-3}
+DROPOUT = 0.1
+"""How often a style's caption is withheld: guidance is away from what is told nothing, which is to have it too."""
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
 
@@ -70,7 +73,7 @@ def train(
     method: str = "dreambooth-lora",
     captions: Sequence[str] | None = None,
     prior: float = 1.0,
-    priors: int = 200,
+    priors: int = 400,
     rank: int = 8,
     steps: int | None = None,
     batch_size: int = 8,
@@ -87,13 +90,17 @@ def train(
         base: a run folder told words, finished or with checkpoints, or the name of one that ships.
         out: the folder. images: a folder of pictures, or pictures (N, C, H, W) in [-1, 1].
         token: the new word. noun: of its class, which it begins as. A style has neither.
-        method: of `METHODS`. captions: of the pictures, for "style"; by default text files beside them, else `noun`.
-        prior: weight of the class's own pictures, see `adapters.prior_preserving`; 0 is without.
-        priors: how many the base draws of them, guided by `w`.
+        method: of `METHODS`.
+        captions: of the pictures, by default what text files beside them say. What they name besides the token, such
+            as where it is, does not become a part of it. Without any: "a NOUN" for a style, `TEMPLATES` otherwise.
+        prior: weight of what is to stay as it is, see `adapters.prior_preserving`; 0 is without.
+        priors: at how many pictures of the base's it is: half of the class, others of the world and of nothing.
         rank: of the LoRA. steps, batch_size, lr, seed, resume, overwrite: as for `fit`.
+        w: how strongly the model is guided where `suffuse sample` is told nothing else.
     Raises:
         ValueError: an unknown method; a token that is known, or several words; unknown words in captions, or captions
-            of another number; pictures of another size or beyond [-1, 1]; a prior that is negative, or without priors.
+            of another number, or without the token; pictures of another size or beyond [-1, 1]; a prior that is
+            negative, or without priors.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -103,12 +110,14 @@ def train(
     if preserves and priors < 1:
         raise ValueError(f"priors must be at least 1 where prior is above 0, got {priors}: prior=0 is without")
     x, beside = _checked(images) if isinstance(images, Tensor) else pictures_in(images, shapes.SIDE)
-    if style and captions is not None and len(captions) != len(x):
+    if captions is not None and len(captions) != len(x):
         raise ValueError(f"captions has {len(captions)} values for {len(x)} pictures: give one for each")
     out, (model, weights) = Path(out), base_of(base)
+    if not isinstance(model.conditions.get("text"), Words):
+        raise TypeError("this recipe personalises models that are told words; for others see sf.adapters")
     x, learns = encoded(model, x, seed), _learning(model, method, token, noun, rank, seed)
     learns.net.float()  # type: ignore[attr-defined]  # weights of a model that ships are bf16, too coarse to learn in
-    told = [c or f"a {noun}" for c in (captions or beside)] if style else [t.format(token) for t in TEMPLATES]
+    data = _rows(x, *_told(captions or beside, None if style else token, noun), learns)
     about = {
         "recipe": "personalise",
         "base": str(base),
@@ -119,20 +128,15 @@ def train(
         "prior": prior,
         "rank": rank,
     }
-    of_class = [t.format(noun) for t in TEMPLATES]
-    data = _rows(
-        x,
-        told,
-        _priors(model, of_class, priors, w, seed, out / f"class-{weights}-{noun}.safetensors") if preserves else None,
-        style,
+    if preserves:
+        kept = out / f"kept-{weights}-{noun}.safetensors"
+        data = _beside(data, _priors(model, noun, priors, seed, kept))
+    times = partial(losses.logit_normal, mean=shapes.NOISIER)
+    loss = adapters.prior_preserving(
+        partial(losses.denoising, times=times, dropout=DROPOUT if style else 0.0),
+        prior if preserves else 0.0,
+        partial(losses.imitation, base=model, times=times),
     )
-    prompts = told + of_class
-
-    def one(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        said: Any = {"x": batch["x"], "text": [prompts[i] for i in batch["prompt"].tolist()]}
-        return losses.denoising(model, said, times=partial(losses.logit_normal, mean=shapes.NOISIER))
-
-    loss = adapters.prior_preserving(one, prior if preserves else 0.0)
     steps, lr = steps or STEPS[method], lr or LR[method]
     done: Fit = fit(
         lambda _, batch: loss(learns, batch),
@@ -177,8 +181,6 @@ def _learning(model: Denoiser, method: str, token: str, noun: str, rank: int, se
         return adapters.lora(model, WHERE, rank=rank, name="style", seed=seed)
     if method == "dreambooth-lora":
         model = adapters.lora(model, WHERE, rank=rank, name="subject", seed=seed)
-    if not isinstance(model.conditions.get("text"), Words):
-        raise TypeError("this recipe personalises models that are told words; for others see sf.adapters")
     new = adapters.new_word(model, token, noun)[0]
     if method == "dreambooth":
         return adapters.own(new)
@@ -202,24 +204,56 @@ def _kept(learns: Denoiser, out: Path, method: str, token: str) -> Denoiser:
     return adapters.fixed(learns)
 
 
-def _rows(x: Tensor, told: list[str], prior: Tensor | None, style: bool) -> dict[str, Tensor]:
-    """Pictures and numbers of their prompts, each with a partner of the class where that is preserved."""
-    if style:
-        return {"x": x, "prompt": torch.arange(len(x))}
-    n = max(len(x) * len(told), 0 if prior is None else len(prior))
+def _ids(model: Denoiser, texts: Sequence[str | None]) -> Tensor:
+    """Numbers of words (N, WORDS), of None all padding: told nothing."""
+    known: Any = model.conditions["text"]
+    ids = torch.full((len(texts), shapes.WORDS), -1)
+    for i, text in enumerate(texts):
+        if text is not None:
+            ids[i] = known.ids([text], length=shapes.WORDS)[0]
+    return ids
+
+
+def _told(captions: Sequence[str | None], token: str | None, noun: str) -> tuple[list[int], list[str]]:
+    """Which pictures, and what is said of them: their captions, or each template of each."""
+    if token is None:
+        return list(range(len(captions))), [caption or f"a {noun}" for caption in captions]
+    if not any(captions):
+        each = [t.format(token) for t in TEMPLATES]
+        return list(range(len(captions))) * len(each), [text for text in each for _ in captions]
+    texts = [caption or TEMPLATES[0].format(token) for caption in captions]
+    for text in texts:
+        if token.lower() not in words(text):
+            raise ValueError(f"captions must name the token {token}, got {text!r}")
+    return list(range(len(texts))), texts
+
+
+def _rows(x: Tensor, pictures: list[int], texts: list[str], model: Denoiser) -> dict[str, Tensor]:
+    return {"x": x[pictures], "text": _ids(model, texts)}
+
+
+def _beside(data: dict[str, Tensor], prior: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each row with a partner that is to stay as it is; the shorter of the two is repeated."""
+    n = max(len(data["x"]), len(prior["x"]))
     i = torch.arange(n)
-    rows = {"x": x[i % len(x)], "prompt": (i // len(x)) % len(told)}
-    if prior is None:
-        return rows
-    return rows | {"prior_x": prior[i % len(prior)], "prior_prompt": len(told) + i % len(prior) % len(TEMPLATES)}
+    return {name: v[i % len(v)] for name, v in data.items()} | {
+        f"prior_{name}": v[i % len(v)] for name, v in prior.items()
+    }
 
 
-def _priors(model: Denoiser, prompts: list[str], n: int, w: float, seed: int, file: Path) -> Tensor:
-    """What the base itself samples of the class, prompt i % 3 for sample i; kept in `file`."""
-    if file.exists() and len(kept := read_tensors(file)["x"]) == n:
-        return kept
-    spoken = model.given(text=[prompts[i % len(prompts)] for i in range(n)])
-    x = shapes.sampled(spoken, model, n, seed + 7_000_003, w=w, nfe=20)
+def _priors(model: Denoiser, noun: str, n: int, seed: int, file: Path) -> dict[str, Tensor]:
+    """What the base samples without guidance, of the class, of the world, of nothing; kept in `file`.
+
+    Guided samples would be learned as they are, and guided once more when the model is used.
+    """
+    if file.exists() and len((found := read_tensors(file))["x"]) == n:
+        return found
+    others = Scenes(seed + 7_000_003)(0, n).captions
+    texts = [
+        TEMPLATES[i // 2 % len(TEMPLATES)].format(noun) if i % 2 else (others[i], None)[i // 2 % 2] for i in range(n)
+    ]
+    told = _ids(model, texts)
+    x = shapes.sampled(model.given(text=told), model, n, seed + 7_000_003, w=1.0, nfe=20)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(file, {"x": x})
-    return x
+    write_tensors(file, {"x": x, "text": told})
+    return {"x": x, "text": told}

@@ -29,7 +29,7 @@ from suffuse.training.files import write_json
 __all__ = ["SAMPLERS", "build", "evaluate", "known", "pictures_of", "points", "train"]
 
 SHAPE = (2,)
-STEPS, BATCH, LR, EMA = 5000, 128, 2e-3, 0.999
+STEPS, BATCH, LR, EMA, OPTIMIZER = 5000, 128, 2e-3, 0.999, "muon"
 """Steps and batch are the course's, which sees each of its points once."""
 ASKED = 2048
 FRESH = 2**40
@@ -90,6 +90,7 @@ def train(
     batch_size: int = BATCH,
     lr: float = LR,
     ema: float | None = EMA,
+    optimizer: str = OPTIMIZER,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -98,7 +99,7 @@ def train(
 
     Args:
         out: the folder. data: a toy, see `known`. seed: of points, weights and noise.
-        steps, batch_size, lr, ema: as for `fit`.
+        steps, batch_size, lr, ema, optimizer: as for `fit`.
         resume: go on from the newest checkpoint in `out`. overwrite: begin anew where there are some.
     Raises:
         ValueError: no toy of that name.
@@ -115,6 +116,7 @@ def train(
         batch_size=batch_size,
         lr=lr,
         ema=ema,
+        optimizer=optimizer,
         seed=seed,
         out=out,
         resume=resume,
@@ -125,6 +127,7 @@ def train(
     )
     save(done.ema, out / "model")
     settings = {"data": data, "seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema}
+    settings |= {"optimizer": optimizer}
     made = Run(out, "toy", SHAPE, settings, round(done.seconds, 2))
     made.write()
     return made
