@@ -21,7 +21,7 @@ import torch
 
 from suffuse import data, fit, grids, metrics, noise, pictures, sample, samplers
 from suffuse.losses import fewstep
-from suffuse.recipes import digits, distil
+from suffuse.recipes import digits, distil, images
 from suffuse.recipes.run import Run
 from suffuse.samplers import plan_for
 from suffuse.training.files import read_json, write_json
@@ -42,7 +42,7 @@ def judged(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     judge = metrics.Classifier(1, 28, 10)
     how = {"steps": 700, "batch_size": 128, "ema": None, "out": options.runs / "judge", "resume": True}
     fit(metrics.classifier_loss, {"x": some["x"], "label": some["label"]}, judge, **how)
-    mine = rows[rows % 10 != 9]  # every tenth is kept out, see recipes.images
+    mine = images.split(train)[0]
     return judge.eval(), train[mine[:: len(mine) // 4000][:4000]], test[torch.arange(4000)]
 
 

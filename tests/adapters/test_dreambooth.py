@@ -17,6 +17,10 @@ def test_prior_preservation_adds_the_class_and_needs_its_pictures():
     loss = adapters.prior_preserving(plain, 0.5)
     assert torch.equal(loss(2.0, batch), torch.full((3,), 2.0 * (1 + 0.5 * 5)))
     assert torch.equal(adapters.prior_preserving(plain, 0.0)(2.0, {"x": batch["x"]}), torch.full((3,), 2.0))
+    other = adapters.prior_preserving(plain, 0.5, lambda model, batch: plain(model, batch) + 1)
+    assert torch.equal(other(2.0, batch), torch.full((3,), 2.0 * (1 + 0.5 * 5) + 0.5)), (
+        "the class has a loss of its own"
+    )
     with pytest.raises(ValueError, match="needs prior_x in the batch, which has x"):
         loss(2.0, {"x": batch["x"]})
     with pytest.raises(ValueError, match="weight must be"):

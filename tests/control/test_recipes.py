@@ -103,6 +103,7 @@ def test_what_cannot_be_learned_is_said_before_anything_is_drawn(base, tmp_path,
     refused = [
         ({"token": "heart"}, x, "'heart' is in the vocabulary already"),
         ({"token": "my heart"}, x, "must be one word"),
+        ({"captions": ["a [v] on a plain blue background", "a heart"]}, x, r"must name the token \[v\], got 'a heart'"),
         ({"method": "style", "captions": ["a heart"]}, x, "captions has 1 values for 2 pictures: give one for each"),
         ({"priors": 0}, x, "priors must be at least 1 where prior is above 0, got 0"),
         ({"prior": -1.0}, x, "prior must be a finite number of at least 0, got -1"),
@@ -134,6 +135,16 @@ def test_what_stays_as_it_is_is_of_the_class_of_the_world_and_of_nothing_unguide
     assert said[2::4] == ["", ""] and said[0::4] == [c.replace(",", "") for c in Scenes(7_000_008)(0, 8).captions[::4]]
     again = personalise._priors(opened, "heart", 8, 5, tmp_path / "kept.safetensors")
     assert len(drawn) == 1 and all(torch.equal(again[k], kept[k]) for k in kept)
+
+
+def test_a_subject_is_told_by_templates_or_by_its_captions():
+    rows, texts = personalise._told([None, None], "[v]", "heart")
+    assert rows == [0, 1] * 3 and texts[:3] == ["a [v]", "a [v]", "a large [v]"]
+    assert personalise._told(["a [v] on a blue background", None], "[v]", "heart") == (
+        [0, 1],
+        ["a [v] on a blue background", "a [v]"],
+    )
+    assert personalise._told(["a red star", None], None, "heart") == ([0, 1], ["a red star", "a heart"])
 
 
 def test_a_run_is_a_model_or_a_control_and_says_which(base, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from suffuse import cli, nets
+from suffuse.data import Pictures
 from suffuse.recipes import images, images_measured
 from suffuse.recipes.run import Run
 from tests.data.files import encoded
@@ -103,6 +104,14 @@ def test_what_is_kept_out_is_never_trained_on(classes, tmp_path, monkeypatch):
     keys = {x.numpy().tobytes() for x in seen}
     wanted = {x.numpy().tobytes() for x in found[mine]["x"]}
     assert keys == wanted
+
+
+def test_what_is_kept_out_is_of_every_class_where_classes_take_turns():
+    label = torch.arange(600) % 10
+    found = Pictures(torch.zeros(600, 1, 1, 1, dtype=torch.uint8), ("",) * 600, label, tuple("0123456789"))
+    kept_out = images.split(found)[1]
+    assert len(kept_out) == 60 and label[kept_out].bincount(minlength=10).min() >= 2
+    assert torch.equal(images.split(found)[1], kept_out), "the same each time"
 
 
 def test_captions_are_told_by_the_words_they_have(tmp_path):

@@ -265,8 +265,9 @@ def test_tensorboard_has_the_numbers_of_the_log(tmp_path):
         assert [(e.step, e.value) for e in events.Scalars(name)] == [
             (line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines
         ]
-    with pytest.raises(ValueError, match="write files: give fit a folder"):
-        fit(LOSS, _data(), _model(), steps=6, batch_size=8, tensorboard=True)
+    for more in ({"tensorboard": True}, {"watch": lambda model: {}}):
+        with pytest.raises(ValueError, match="write files: give fit a folder"):
+            fit(LOSS, _data(), _model(), steps=6, batch_size=8, **more)
 
 
 def test_nothing_grown_up_costs_a_step_its_bits(tmp_path):

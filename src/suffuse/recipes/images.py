@@ -1,7 +1,7 @@
 """A model of your own pictures: a folder, a .npz file or a set of SUFFUSE_DATA, with defaults by its size.
 
 A flow (velocity on the linear schedule) of a U-Net, told the captions where most pictures have one, else the class
-where there are classes, else nothing. Every tenth picture is kept out of training and measures it.
+where there are classes, else nothing. One picture in ten, by lot, is kept out of training and measures it.
 """
 
 from __future__ import annotations
@@ -116,10 +116,13 @@ def _square(found: Pictures, size: int | None) -> Pictures:
 
 
 def split(found: Pictures) -> tuple[Tensor, Tensor]:
-    """Rows to train on, and rows kept out: every tenth, of at least 20."""
-    rows = torch.arange(len(found))
-    out = rows % 10 == 9 if len(found) >= 20 else rows < 0
-    return rows[~out], rows[out]
+    """Rows to train on, and rows kept out: one in ten by lot, the same each time, of at least 20.
+
+    Not every tenth: where classes take turns, as in sets of ten classes they do, that would be one class.
+    """
+    lot = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+    kept_out = lot[: len(found) // 10 if len(found) >= 20 else 0]
+    return lot[len(kept_out) :].sort().values, kept_out.sort().values
 
 
 def defaults(n: int, size: int) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def fit(
         shard: share weights, gradients and the optimiser's memory out between the processes (FSDP2) instead of
             keeping them in each; with one process it changes nothing.
         watch: measures the averaged model, which it gets in eval mode and without gradients, every `watch_every`
-            steps and at the end; its numbers go to metrics.jsonl. Its randomness is the same each time. See
+            steps and at the end; its numbers go to out/metrics.jsonl. Its randomness is the same each time. See
             `sf.training.validation`.
         checkpoint_every: seconds between checkpoints.
         log_every: steps between lines of metrics.jsonl.
@@ -136,8 +136,8 @@ def fit(
     if team.count > 1:
         feed.shard = (team.index, team.count)  # type: ignore[attr-defined]
     _check(steps, batch_size, accumulate, team.count, decay)
-    if out is None and (tensorboard or isinstance(ema, PowerEMA)):
-        raise ValueError("tensorboard and PowerEMA write files: give fit a folder, out=...")
+    if out is None and (tensorboard or watch is not None or isinstance(ema, PowerEMA)):
+        raise ValueError("tensorboard, watch and PowerEMA write files: give fit a folder, out=...")
     net = model if isinstance(model, nn.Module) else model.net
     device, total, mine = next(net.parameters()).device, steps * batch_size, batch_size // team.count
     warmup = min(total // 50, 50 * batch_size) if warmup is None else warmup
