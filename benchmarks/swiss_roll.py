@@ -74,8 +74,9 @@ def picture(runs: Path, found: dict[int, dict], path: Path) -> None:
     model = Run.open(runs / str(first)).model()
     seed = found[first]["seed"]
     real = toy.points("swiss-roll", toy.ASKED, toy.FRESH + 2 * seed)
-    figure = Figure(figsize=(12, 6.6), layout="constrained")
+    figure = Figure(figsize=(12, 6.9), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1))
+    upper.suptitle("grey: real points; blue: samples", fontsize=9, color="#666")  # and room for the titles below it
     for axes, name in zip(upper.subplots(1, 4), BARS, strict=True):
         x = toy.samples(model, name, toy.ASKED, seed)
         axes.scatter(*real.T, s=5, color="#c9c9c9", lw=0)

@@ -5,7 +5,7 @@
 Writes docs/trilemma.md and docs/images/trilemma.png. Five trainings of --minutes each on Fashion-MNIST 28 x 28 without
 labels (DDPM and DDIM share one), one after the other, resumable in runs/trilemma; then the grid of 25 Gaussians, a
 minute each. The feature space is the last hidden layer of a classifier trained on half of the training pictures; real
-pictures in the table are the other half. Time is processor time of one thread, whatever else runs.
+pictures in the table are the other half. Time is processor time of one thread.
 """
 
 import argparse
@@ -99,10 +99,13 @@ def trained(name: str, x: Tensor, minutes: float, runs: Path) -> tuple[Any, dict
             trial(made(name)[0], steps=steps, **options)
             spent.append(time.process_time() - began)
         each = (spent[1] - spent[0]) / (TRIAL - 2)
-        write_json(plan, {"steps": int(60 * minutes / each)})
-    steps = json.loads(plan.read_text())["steps"]
+        write_json(plan, {"steps": int(60 * minutes / each), "minutes": minutes})
+    kept = json.loads(plan.read_text())
+    if kept["minutes"] != minutes:
+        raise SystemExit(f"{out} was planned for {kept['minutes']:g} minutes, now it is {minutes:g}: take it away")
+    steps = kept["steps"]
     done = fit(loss, {"x": x}, model, steps=steps, batch_size=BATCH, out=out, resume=True, **options)
-    about = {"parameters": size, "steps": steps, "minutes": done.seconds / 60}
+    about = {"parameters": size, "steps": steps}
     return done.ema, about
 
 

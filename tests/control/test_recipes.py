@@ -103,7 +103,11 @@ def test_what_cannot_be_learned_is_said_before_anything_is_drawn(base, tmp_path,
     refused = [
         ({"token": "heart"}, x, "'heart' is in the vocabulary already"),
         ({"token": "my heart"}, x, "must be one word"),
-        ({"captions": ["a [v] on a plain blue background", "a heart"]}, x, r"must name the token \[v\], got 'a heart'"),
+        (
+            {"captions": ["a [v] on a plain blue background", "a heart"]},
+            x,
+            r"caption 1 must name the token, .*, got 'a heart'",
+        ),
         ({"method": "style", "captions": ["a heart"]}, x, "captions has 1 values for 2 pictures: give one for each"),
         ({"priors": 0}, x, "priors must be at least 1 where prior is above 0, got 0"),
         ({"prior": -1.0}, x, "prior must be a finite number of at least 0, got -1"),
@@ -119,7 +123,7 @@ def test_what_cannot_be_learned_is_said_before_anything_is_drawn(base, tmp_path,
 
 
 def test_what_stays_as_it_is_is_of_the_class_of_the_world_and_of_nothing_unguided(base, tmp_path, monkeypatch):
-    """Guided pictures would be guided twice when they are learned; and the seed is one that no benchmark has."""
+    """Guided pictures would be guided twice when they are learned."""
     drawn, opened = [], control.base_of(base)[0]
 
     def sampled(spoken, _, n, seed, **how):
@@ -135,6 +139,37 @@ def test_what_stays_as_it_is_is_of_the_class_of_the_world_and_of_nothing_unguide
     assert said[2::4] == ["", ""] and said[0::4] == [c.replace(",", "") for c in Scenes(7_000_008)(0, 8).captions[::4]]
     again = personalise._priors(opened, "heart", 8, 5, tmp_path / "kept.safetensors")
     assert len(drawn) == 1 and all(torch.equal(again[k], kept[k]) for k in kept)
+    paired = personalise._beside({"x": torch.arange(3), "text": 10 + torch.arange(3)}, kept)
+    assert paired["x"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1] and torch.equal(paired["prior_text"], kept["text"])
+    assert torch.equal(paired["text"], paired["x"] + 10)
+
+
+@pytest.mark.slow
+def test_a_personal_run_imitates_its_base_and_resumes_with_the_same_words_only(base, tmp_path, monkeypatch):
+    images, told, means = sf.data.shapes.subject(0).images, [], personalise.losses.imitation
+    monkeypatch.setattr(personalise.losses, "imitation", lambda *a, **k: told.append(k["base"]) or means(*a, **k))
+    how = {"steps": 2, "batch_size": 2, "priors": 4, "progress": False}
+    captions = [f"a [v] on a {style} red background" for style in ("plain", "striped", "dotted", "gradient")]
+    personalise.train(base, tmp_path / "mine", images, captions=captions, **how)
+    assert len(told) == 2 and not any(p.requires_grad for p in told[0].net.parameters())
+    settings = read_json(tmp_path / "mine" / "run.json")["settings"]
+    assert settings["captions"] == captions and settings["priors"] == 4
+    personalise.train(base, tmp_path / "mine", images, captions=captions, resume=True, **how)
+    for other in ({"images": images}, {"images": images.flip(3), "captions": captions}):
+        with pytest.raises(ValueError, match=r"other settings: (captions|pictures) was"):
+            personalise.train(base, tmp_path / "mine", resume=True, **other, **how)
+
+
+def test_what_is_guided_too_leads_away_from_the_base_told_nothing(monkeypatch):
+    steered = sf.control.controlnet(model("dit"), 1, name="edges")
+    seen = []
+    monkeypatch.setattr(shapes, "sampled", lambda spoken, away, *_, **how: seen.append((away, how["w"])) or 0)
+    monkeypatch.setattr(control, "decoded", lambda model, z: z)
+    told = {"edges": torch.zeros(2, 1, 8, 8)}
+    for both, text, w in ((False, False, 1), (True, False, 3.0)):
+        control.draw(steered, Scenes(5)(0, 2), told=told, text=text, w=3.0, nfe=2, seed=0, both=both)
+        assert seen[-1][1] == w
+    assert "edges" in seen[0][0].bound and seen[1][0] is steered
 
 
 def test_a_subject_is_told_by_templates_or_by_its_captions():

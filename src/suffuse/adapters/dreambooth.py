@@ -1,6 +1,8 @@
 """DreamBooth: a model that learns one thing from a few pictures, and keeps what it knows of the thing's class.
 
-loss = L(pictures, "a [V] square") + weight L(pictures that the model itself made of "a square", "a square")
+loss = L(pictures, "a [V] square") + weight L'(pictures that the model itself made of "a square", "a square")
+
+where L' is L in the paper, and may be another.
 
 Ruiz et al. 2023, eq. 2. What is trained is the caller's choice: the whole network, a LoRA, a word.
 """
@@ -30,7 +32,8 @@ def prior_preserving(
     Args:
         loss: (model, batch) -> (B,).
         weight: of the class's pictures; 0 leaves them out, and with them what keeps the class as it was.
-        prior: loss of the class's pictures, by default the same; `sf.losses.imitation` of the base keeps more of it.
+        prior: (model, batch) -> (B,) of the class's pictures, by default `loss`. `sf.losses.imitation` of the base
+            keeps more of the class.
     Returns:
         (model, batch) -> (B,), where each entry of the batch has a partner for the class, "x" and "prior_x", "text"
         and "prior_text".

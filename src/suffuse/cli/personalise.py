@@ -20,7 +20,7 @@ class Personalise:
     run: Positional[Path]
     """a run's folder, or the name of a model that ships; it must be told words"""
     images: Path
-    """folder of pictures; of a style, with captions in text files beside them"""
+    """folder of pictures, and captions in text files beside them: a subject's name the token and what is around it"""
     token: str = "[v]"
     """the new word"""
     noun: Annotated[str, arg(name="class")] = "shape"
@@ -28,7 +28,7 @@ class Personalise:
     method: Literal["dreambooth-lora", "dreambooth", "inversion", "style"] = "dreambooth-lora"
     """what is learned: a LoRA and a word, all weights and a word, a word alone, a LoRA alone"""
     prior: float = 1.0
-    """weight of the class's own pictures, which keep it as it was; 0 is without"""
+    """weight of what the model is to go on drawing as it does, its class above all; 0 is without"""
     out: Path = Path("runs/personal")
     """folder for the personal model"""
     rank: int = 8

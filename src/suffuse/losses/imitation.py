@@ -32,7 +32,7 @@ def imitation(model: Denoiser, batch: Mapping[str, Tensor], *, base: Denoiser, t
     Returns:
         (B,) losses, 0 where both are the same. Randomness is torch's own, as in `denoising`.
     Raises:
-        ValueError: another schedule or parameterization.
+        ValueError: another schedule or parameterization. TypeError: a condition that one of them does not take.
     """
     for name in ("schedule", "parameterization"):
         got, wanted = getattr(model, name), getattr(base, name)

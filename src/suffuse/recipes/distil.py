@@ -239,8 +239,7 @@ def _material(made: Run, seed: int) -> Material:
     if made.recipe == "toy":
         return Material({"x": toy.points(made.settings["data"], 50_000, seed)}, None, seed)
     if made.recipe == "images":
-        s = made.settings
-        found, _ = images.told(images.open_set(s["data"], s["size"], cache=s.get("cache")))
+        found, _ = images.again(made)
         return Material(data.part(found, images.split(found)[0]), None, seed)
     if made.recipe == "shapes":
         scenes, model = shapes.Scenes(seed), made.model()

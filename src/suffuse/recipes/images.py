@@ -28,7 +28,7 @@ from suffuse.schedules import Linear
 from suffuse.training import Fit, fit, save, validation
 from suffuse.training.files import write_json
 
-__all__ = ["build", "defaults", "open_set", "split", "told", "train"]
+__all__ = ["again", "build", "defaults", "open_set", "split", "told", "train"]
 
 SETS: dict[str, Callable[[], Pictures]] = {
     "mnist": partial(mnist, "train"),
@@ -37,6 +37,8 @@ SETS: dict[str, Callable[[], Pictures]] = {
     "emoji": emoji,
 }
 LR, EMA, DROPOUT, W = 1e-3, 0.999, 0.1, 2.0
+KEPT_OUT = "by lot"
+"""How `split` chose: a run from before says nothing, and its pictures kept out are others."""
 VOCABULARY = 4096
 """Of more words, those are known that the most captions use."""
 
@@ -123,6 +125,23 @@ def split(found: Pictures) -> tuple[Tensor, Tensor]:
     lot = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
     kept_out = lot[: len(found) // 10 if len(found) >= 20 else 0]
     return lot[len(kept_out) :].sort().values, kept_out.sort().values
+
+
+def again(made: Run) -> tuple[Pictures, dict[str, Condition]]:
+    """The set that a run was trained on, with what its model is told, as `told` gives them.
+
+    Raises:
+        ValueError: the data is gone or another, or the run kept out other pictures than `split` says now.
+    """
+    s = made.settings
+    if s.get("kept_out") != KEPT_OUT:
+        raise ValueError(f"{made.path} kept every tenth picture out, and now they are drawn by lot: train it anew")
+    found, conditions = told(open_set(s["data"], s["size"], cache=s.get("cache")))
+    if tuple(found.pixels.shape[1:]) != made.shape or conditions != made.model().conditions:
+        raise ValueError(
+            f"{s['data']} is no longer the set that {made.path} was trained on: train anew, or put it back"
+        )
+    return found, conditions
 
 
 def defaults(n: int, size: int) -> dict[str, Any]:
@@ -244,7 +263,7 @@ def train(
         out=out,
         resume=resume,
         overwrite=overwrite,
-        settings={"recipe": "images", "data": source, "dropout": dropout, "flip": flip},
+        settings={"recipe": "images", "data": source, "dropout": dropout, "flip": flip, "kept_out": KEPT_OUT},
         watch=validation(found[kept_out[:256]], bins=4) if len(kept_out) else None,
         watch_every=every,
         log_every=min(50, every),
@@ -253,7 +272,7 @@ def train(
     save(done.ema, out / "model")
     write_json(out / "data.json", {"classes": list(found.classes), "findings": found.findings.to_json()})
     settings = {"data": source, "size": shape[-1], "seed": seed} | chosen
-    settings |= {"lr": lr, "ema": ema, "dropout": dropout, "flip": flip}
+    settings |= {"lr": lr, "ema": ema, "dropout": dropout, "flip": flip, "kept_out": KEPT_OUT}
     settings |= {"w": W} if conditions and dropout else {}
     settings |= {"cache": str(Path(cache).resolve())} if cache else {}
     made = Run(out, "images", shape, settings, round(done.seconds, 2))

@@ -15,7 +15,7 @@ from torch import Tensor
 from suffuse import metrics, pictures
 from suffuse.data import Pictures
 from suffuse.recipes.draw import sample_many, stamp
-from suffuse.recipes.images import open_set, split, told
+from suffuse.recipes.images import again, split
 from suffuse.recipes.report import Page
 from suffuse.recipes.run import Run
 from suffuse.samplers import plan_for
@@ -95,12 +95,7 @@ EXPLAINED = {
 
 def _again(made: Run) -> tuple[Pictures, Tensor, Tensor]:
     """The set that a run was trained on, its rows for training and those kept out."""
-    s = made.settings
-    found, conditions = told(open_set(s["data"], s["size"], cache=s.get("cache")))
-    if tuple(found.pixels.shape[1:]) != made.shape or conditions != made.model().conditions:
-        raise ValueError(
-            f"{s['data']} is no longer the set that {made.path} was trained on: train anew, or put it back"
-        )
+    found, _ = again(made)
     return found, *split(found)
 
 

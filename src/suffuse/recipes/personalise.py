@@ -8,6 +8,7 @@ what was learned alone, in lora.safetensors or word.safetensors.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -36,8 +37,8 @@ METHODS = ("dreambooth-lora", "dreambooth", "inversion", "style")
 WHERE = adapters.ATTENTION + r"|mlp\.\d+$|\bff\.net\."
 """LoRA for a subject or a style sits on attention and MLPs."""
 TEMPLATES = ("a {}", "a large {}", "a picture of a {}")
-STEPS = {"dreambooth-lora": 1500, "dreambooth": 300, "inversion": 400, "style": 600}
-LR = {"dreambooth-lora": 2e-3, "dreambooth": 1e-4, "inversion": 1e-2, "style": 2e-3}
+STEPS = {"dreambooth-lora": 1500, "dreambooth": 300, "inversion": 400, "style": 1500}
+LR = {"dreambooth-lora": 2e-3, "dreambooth": 1e-4, "inversion": 1e-2, "style": 1e-3}
 DROPOUT = 0.1
 """How often a style's caption is withheld: guidance is away from what is told nothing, which is to have it too."""
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
@@ -89,18 +90,19 @@ def train(
     Args:
         base: a run folder told words, finished or with checkpoints, or the name of one that ships.
         out: the folder. images: a folder of pictures, or pictures (N, C, H, W) in [-1, 1].
-        token: the new word. noun: of its class, which it begins as. A style has neither.
+        token: the new word, which a style has not. noun: of its class, which the word begins as.
         method: of `METHODS`.
         captions: of the pictures, by default what text files beside them say. What they name besides the token, such
             as where it is, does not become a part of it. Without any: "a NOUN" for a style, `TEMPLATES` otherwise.
         prior: weight of what is to stay as it is, see `adapters.prior_preserving`; 0 is without.
-        priors: at how many pictures of the base's it is: half of the class, others of the world and of nothing.
+        priors: how many pictures the base draws for that: half of the class, others of the world and of nothing.
         rank: of the LoRA. steps, batch_size, lr, seed, resume, overwrite: as for `fit`.
         w: how strongly the model is guided where `suffuse sample` is told nothing else.
     Raises:
         ValueError: an unknown method; a token that is known, or several words; unknown words in captions, or captions
             of another number, or without the token; pictures of another size or beyond [-1, 1]; a prior that is
             negative, or without priors.
+        TypeError: the base is not told words.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -115,9 +117,11 @@ def train(
     out, (model, weights) = Path(out), base_of(base)
     if not isinstance(model.conditions.get("text"), Words):
         raise TypeError("this recipe personalises models that are told words; for others see sf.adapters")
+    which, texts = _told(captions or beside, None if style else token, noun)
+    seen = hashlib.sha256(((x + 1) * 127.5).round().to(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    model.net.float()  # type: ignore[attr-defined]  # weights of a model that ships are bf16, too coarse to learn in
     x, learns = encoded(model, x, seed), _learning(model, method, token, noun, rank, seed)
-    learns.net.float()  # type: ignore[attr-defined]  # weights of a model that ships are bf16, too coarse to learn in
-    data = _rows(x, *_told(captions or beside, None if style else token, noun), learns)
+    data = {"x": x[which], "text": _ids(learns, texts)}
     about = {
         "recipe": "personalise",
         "base": str(base),
@@ -126,14 +130,20 @@ def train(
         "token": token,
         "class": noun,
         "prior": prior,
+        "priors": priors if preserves else 0,
         "rank": rank,
+        "captions": texts,
+        "pictures": seen,
+        "dropout": DROPOUT if style else 0.0,
     }
     if preserves:
-        kept = out / f"kept-{weights}-{noun}.safetensors"
+        kept = out / f"kept-{weights}-{noun}-{seed}.safetensors"
+        if overwrite:
+            kept.unlink(missing_ok=True)
         data = _beside(data, _priors(model, noun, priors, seed, kept))
     times = partial(losses.logit_normal, mean=shapes.NOISIER)
     loss = adapters.prior_preserving(
-        partial(losses.denoising, times=times, dropout=DROPOUT if style else 0.0),
+        partial(losses.denoising, times=times, dropout=about["dropout"]),
         prior if preserves else 0.0,
         partial(losses.imitation, base=model, times=times),
     )
@@ -157,7 +167,7 @@ def train(
     done.ema.into(learns)
     whole = _kept(learns, out, method, token)
     save(whole, out / "model")
-    settings = about | {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "pictures": len(x)}
+    settings = about | {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     made = Run(out, "personalise", model.shape or (), settings | shapes.SAMPLING | {"w": w}, round(done.seconds, 2))
     made.write()
     return made
@@ -222,14 +232,13 @@ def _told(captions: Sequence[str | None], token: str | None, noun: str) -> tuple
         each = [t.format(token) for t in TEMPLATES]
         return list(range(len(captions))) * len(each), [text for text in each for _ in captions]
     texts = [caption or TEMPLATES[0].format(token) for caption in captions]
-    for text in texts:
+    for i, text in enumerate(texts):
         if token.lower() not in words(text):
-            raise ValueError(f"captions must name the token {token}, got {text!r}")
+            raise ValueError(
+                f"caption {i} must name the token, as 'a {token} on a plain white background' does, got {text!r}: "
+                "write it so, or leave the caption out"
+            )
     return list(range(len(texts))), texts
-
-
-def _rows(x: Tensor, pictures: list[int], texts: list[str], model: Denoiser) -> dict[str, Tensor]:
-    return {"x": x[pictures], "text": _ids(model, texts)}
 
 
 def _beside(data: dict[str, Tensor], prior: dict[str, Tensor]) -> dict[str, Tensor]:
