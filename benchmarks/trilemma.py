@@ -243,6 +243,13 @@ def page(found: dict[str, Any], grid: dict[str, Any], minutes: float, n: int) ->
         f"- {sign}: by {by}, diffusion's best against the rivals' best: {'seen' if yes else 'NOT seen'} here."
         for sign, (by, yes) in signs.items()
     )
+    fallen = [NAMES[k] for k, v in found.items() if k in NAMES and v["recall"] < 0.05]
+    if fallen:
+        said += (
+            f"\n\nCollapsed in this time, to a recall below 0.05: {', '.join(fallen)}. Their quality here says how "
+            "far they come in it, not what they can do with more; diffusion's lead in quality and diversity is to be read "
+            "so."
+        )
     modes_of = "\n".join(
         f"| {k} | {v['parameters']:,} | {v['modes']} of 25 | {100 * v['near']:.1f} % |" for k, v in grid.items()
     )
@@ -250,11 +257,11 @@ def page(found: dict[str, Any], grid: dict[str, Any], minutes: float, n: int) ->
     head += "|---" + "|--:" * 6 + "|"
     return f"""# The trilemma: quality, diversity, speed
 
-`SUFFUSE_DATA=... python benchmarks/trilemma.py --minutes {minutes:g} --n {n}` writes this page.
+`SUFFUSE_DATA=... OMP_NUM_THREADS=1 python benchmarks/trilemma.py --minutes {minutes:g} --n {n}` writes this page.
 
-Fashion-MNIST 28 x 28 without labels, {minutes:g} minutes of one core for each training, batches of {BATCH}; the
-discriminators of the GANs come on top of the parameters named. {n:,} samples, features of a classifier trained on other
-pictures; a Frechet ratio of 1 and the last row are real pictures.
+Fashion-MNIST 28 x 28 without labels, {minutes:g} minutes of one core (processor time) for each training, batches of
+{BATCH}; the discriminators of the GANs come on top of the parameters named. {n:,} samples, features of a classifier
+trained on other pictures; a Frechet ratio of 1 and the last row are real pictures.
 
 {head}
 {chr(10).join(rows)}
