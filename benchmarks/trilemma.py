@@ -247,7 +247,7 @@ def page(found: dict[str, Any], grid: dict[str, Any], minutes: float, n: int) ->
     if fallen:
         said += (
             f"\n\nCollapsed in this time, to a recall below 0.05: {', '.join(fallen)}. Their quality here says how "
-            "far they come in it, not what they can do with more, and so does diffusion's lead in quality and diversity."
+            "far they come in it, not what they can do with more; so does diffusion's lead in quality and diversity."
         )
     modes_of = "\n".join(
         f"| {k} | {v['parameters']:,} | {v['modes']} of 25 | {100 * v['near']:.1f} % |" for k, v in grid.items()
