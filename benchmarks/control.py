@@ -258,6 +258,8 @@ def dreambooth(args) -> None:
     def seen(number: int, x: torch.Tensor) -> dict:
         found, place = recognised(number, x)
         right = int(obeyed(contexts, x, place, judge).sum())
+        each = [f"{found[i :: len(CONTEXTS)].float().mean():.2f}" for i in range(len(CONTEXTS))]
+        print(f"recognised by context: {', '.join(each)}", flush=True)
         return {
             "subject recognised": metrics.proportion(int(found.sum()), args.n, "read by its own drawing"),
             "context obeyed": metrics.proportion(right, args.n, "all else that the prompt says holds"),

@@ -31,9 +31,12 @@ from torch import Tensor, nn
 import suffuse as sf
 from suffuse import data, fit, losses, metrics, nets, pictures
 from suffuse.training.files import read_json, write_json, write_text
+from train_speed import unet2d
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks"
 WIDTH, BATCH, NFE, WANTED, APART = 32, 64, 20, 2.0, 1.4
+EVERY = 25
+"""Steps between glances at the clock."""
 SPACE = "features of a Fashion-MNIST classifier"
 
 
@@ -43,7 +46,6 @@ class Looks:
     def __init__(self, ratio: Callable[[Tensor], float], options: argparse.Namespace, name: str) -> None:
         self.ratio, self.last, self.name = ratio, 60 * options.minutes, name
         self.n, self.next, self.aside, self.found = options.n, 60 * options.first, 0.0, []
-        self.start()
 
     def start(self) -> None:
         """Set the clock to 0."""
@@ -96,28 +98,12 @@ def ours(looks: Looks, x: Tensor, label: Tensor, lr: float, out: Path) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-EVERY = 25
-"""Steps between glances at the clock."""
-
-
 def theirs(looks: Looks, x: Tensor, label: Tensor, lr: float) -> int:
     """The plain loop of diffusers' examples; returns the parameters."""
-    from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+    from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
     from diffusers.training_utils import EMAModel
 
-    net = UNet2DModel(
-        sample_size=28,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(WIDTH, 2 * WIDTH, 2 * WIDTH),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        norm_num_groups=WIDTH // 4,
-        attention_head_dim=WIDTH // 2,
-        num_class_embeds=10,
-        resnet_time_scale_shift="scale_shift",
-    )
+    net = unet2d(1, 28, WIDTH, 10)
     scheduler = DDPMScheduler(1000)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
     warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / 100))
@@ -171,6 +157,11 @@ def judged(n: int, runs: Path) -> tuple[Callable[[Tensor], float], Tensor, Tenso
         x,
         every["label"],
     )
+
+
+def curves(runs: Path) -> list[Path]:
+    """The curves that lie there, and not what is said of their pictures."""
+    return sorted(f for f in runs.glob("*-*.json") if ".png" not in f.suffixes)
 
 
 def reached(curve: list[dict]) -> float | None:
@@ -244,6 +235,9 @@ def main() -> None:
     }
     runs |= {f"diffusers, {lr:g}": partial(theirs, lr=lr) for lr in options.rates if options.only != "suffuse"}
     how = {"minutes": options.minutes, "first": options.first, "n": options.n}
+    for file in curves(options.runs):
+        if (one := read_json(file)["how"]) != how:
+            raise SystemExit(f"{file} was made with {one}, now it is {how}: take it away, or ask for the same")
     for name, run in runs.items():
         file = options.runs / (name.replace(", ", "-") + ".json")
         if not file.exists():
@@ -252,12 +246,7 @@ def main() -> None:
             millions = run(looks, x, label)
             write_json(file, {"name": name, "how": how, "parameters": millions, "curve": looks.found})
             pictures.save_png(pictures.grid(looks.shown, 10, scale=3), file.with_suffix(".png"), {"run": name})
-    found = {}
-    for file in sorted(f for f in options.runs.glob("*-*.json") if ".png" not in f.suffixes):
-        one = read_json(file)
-        if one["how"] != how:
-            raise SystemExit(f"{file} was made with {one['how']}, now it is {how}: take it away, or ask for the same")
-        found[one["name"]] = one
+    found = {one["name"]: one for one in map(read_json, curves(options.runs))}
     page(found, options)
 
 

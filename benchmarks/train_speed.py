@@ -91,27 +91,34 @@ def _suffuse(kind: str, width: int, depth: int) -> Contestant:
 
 
 def _diffusers(kind: str, width: int, depth: int) -> Contestant:
-    from diffusers import DiTTransformer2DModel, UNet2DModel
+    from diffusers import DiTTransformer2DModel
 
     if kind == "unet":
-        net = UNet2DModel(
-            sample_size=32,
-            in_channels=3,
-            out_channels=3,
-            block_out_channels=(width, 2 * width, 2 * width),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-            norm_num_groups=width // 4,
-            attention_head_dim=width // 2,
-            num_class_embeds=CLASSES + 1,
-            resnet_time_scale_shift="scale_shift",
-        )
+        net = unet2d(3, 32, width, CLASSES + 1)
         return Contestant("diffusers", net, lambda x, t, label: net(x, 1000 * t, class_labels=label).sample)
     net = DiTTransformer2DModel(
         width // 64, 64, 3, 3, num_layers=depth, sample_size=32, patch_size=4, num_embeds_ada_norm=CLASSES
     )
     return Contestant("diffusers", net, lambda x, t, label: net(x, 1000 * t, class_labels=label).sample)
+
+
+def unet2d(channels: int, side: int, width: int, classes: int) -> Any:
+    """diffusers' U-Net with the levels, blocks and attention of `nets.UNet(channels, width, (1, 2, 2), 1, (-1,))`."""
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=side,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(width, 2 * width, 2 * width),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        norm_num_groups=width // 4,
+        attention_head_dim=width // 2,
+        num_class_embeds=classes,
+        resnet_time_scale_shift="scale_shift",
+    )
 
 
 def _azula(kind: str, width: int, depth: int) -> Contestant:

@@ -239,8 +239,8 @@ def _material(made: Run, seed: int) -> Material:
     if made.recipe == "toy":
         return Material({"x": toy.points(made.settings["data"], 50_000, seed)}, None, seed)
     if made.recipe == "images":
-        found, _ = images.again(made)
-        return Material(data.part(found, images.split(found)[0]), None, seed)
+        found, mine, _ = images.again(made)
+        return Material(data.part(found, mine), None, seed)
     if made.recipe == "shapes":
         scenes, model = shapes.Scenes(seed), made.model()
         text = model.conditions["text"]

@@ -127,8 +127,8 @@ def split(found: Pictures) -> tuple[Tensor, Tensor]:
     return lot[len(kept_out) :].sort().values, kept_out.sort().values
 
 
-def again(made: Run) -> tuple[Pictures, dict[str, Condition]]:
-    """The set that a run was trained on, with what its model is told, as `told` gives them.
+def again(made: Run) -> tuple[Pictures, Tensor, Tensor]:
+    """The set that a run was trained on, its rows for training and those kept out.
 
     Raises:
         ValueError: the data is gone or another, or the run kept out other pictures than `split` says now.
@@ -141,7 +141,7 @@ def again(made: Run) -> tuple[Pictures, dict[str, Condition]]:
         raise ValueError(
             f"{s['data']} is no longer the set that {made.path} was trained on: train anew, or put it back"
         )
-    return found, conditions
+    return found, *split(found)
 
 
 def defaults(n: int, size: int) -> dict[str, Any]:

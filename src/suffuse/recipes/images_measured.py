@@ -15,7 +15,7 @@ from torch import Tensor
 from suffuse import metrics, pictures
 from suffuse.data import Pictures
 from suffuse.recipes.draw import sample_many, stamp
-from suffuse.recipes.images import again, split
+from suffuse.recipes.images import again
 from suffuse.recipes.report import Page
 from suffuse.recipes.run import Run
 from suffuse.samplers import plan_for
@@ -41,7 +41,7 @@ def evaluate(made: Run, *, n: int = ASKED, seed: int = 1, features: metrics.Feat
         memorised; with features kid and floor_kid, and where 2 D + 2 pictures are there frechet and floor_frechet;
         {} where fewer than 8 pictures are kept out. pictures_per_second, nfe, sampler, seed, findings.
     """
-    model, (found, mine, kept_out) = made.model(), _again(made)
+    model, (found, mine, kept_out) = made.model(), again(made)
     plan = plan_for(model.schedule, nfe=EVALUATIONS, size=math.prod(made.shape))
     result: dict[str, Any] = {"measured": {}, "nfe": plan.nfe, "sampler": plan.name, "seed": seed}
     n = min(n, len(kept_out))
@@ -93,12 +93,6 @@ EXPLAINED = {
 }
 
 
-def _again(made: Run) -> tuple[Pictures, Tensor, Tensor]:
-    """The set that a run was trained on, its rows for training and those kept out."""
-    found, _ = again(made)
-    return found, *split(found)
-
-
 def _spread(n: int, k: int) -> Tensor:
     """k of n rows, evenly."""
     return torch.arange(k) * n // max(k, 1)
@@ -110,7 +104,7 @@ def _small(x: Tensor) -> Tensor:
 
 def pictures_of(made: Run, result: dict[str, Any], *, seed: int = 0) -> Path:
     """Write samples.png, data.png, nearest.png, loss.png and report.html; returns the report's path."""
-    model, (found, mine, _), out = made.model(), _again(made), made.path
+    model, (found, mine, _), out = made.model(), again(made), made.path
     n, scale = min(SHOWN, len(mine)), max(1, 96 // made.shape[-1])
     rows = mine[_spread(len(mine), n)]
     batch = found[rows]

@@ -258,9 +258,8 @@ def _priors(model: Denoiser, noun: str, n: int, seed: int, file: Path) -> dict[s
     if file.exists() and len((found := read_tensors(file))["x"]) == n:
         return found
     others = Scenes(seed + 7_000_003)(0, n).captions
-    texts = [
-        TEMPLATES[i // 2 % len(TEMPLATES)].format(noun) if i % 2 else (others[i], None)[i // 2 % 2] for i in range(n)
-    ]
+    of_class = [t.format(noun) for t in TEMPLATES]
+    texts = [of_class[i // 2 % len(of_class)] if i % 2 else None if i % 4 else others[i] for i in range(n)]
     told = _ids(model, texts)
     x = shapes.sampled(model.given(text=told), model, n, seed + 7_000_003, w=1.0, nfe=20)
     file.parent.mkdir(parents=True, exist_ok=True)

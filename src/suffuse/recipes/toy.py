@@ -127,7 +127,7 @@ def train(
     )
     save(done.ema, out / "model")
     settings = {"data": data, "seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema}
-    settings |= {"optimizer": optimizer}
+    settings["optimizer"] = optimizer
     made = Run(out, "toy", SHAPE, settings, round(done.seconds, 2))
     made.write()
     return made
