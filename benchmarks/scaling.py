@@ -29,7 +29,7 @@ import suffuse as sf
 from suffuse import losses, nets
 from suffuse.training import joined, peers
 
-WIDTH, DEPTH, ROWS = 256, 4, 32
+WIDTH, DEPTH, ROWS = 256, 4, 64
 GPU = {"flops": 400e12, "inside": 400e9, "between": 50e9}  # bf16 reached, bytes a second in a machine, between machines
 
 

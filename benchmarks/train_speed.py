@@ -11,7 +11,8 @@ once a block, azula's U-Net has no attention and its width is chosen for an equa
 Every number is the fastest of alternating repetitions. Roofline: floating point operations of the network's forward
 pass (torch's counter), three times, over the time of a step, as a share of the fastest matrix product measured here.
 
-    python benchmarks/train_speed.py [--quick] [--net unet|dit|wide] [--repeat 3] [--out FILE]
+    python benchmarks/train_speed.py [--quick] [--net unet|dit|small|base] [--repeat 3] [--out FILE]
+    python benchmarks/train_speed.py --profile --net unet         where the time of suffuse's step goes
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import suffuse as sf
 from suffuse import losses, nets
+from suffuse.training.heap import keeping_heap
 from suffuse.training.precision import chosen
 
 CLASSES = 10
@@ -67,11 +70,12 @@ class _Modulated(nn.Module):
 
 def contestants(kind: str, quick: bool, only: str | None = None) -> list[Contestant]:
     """suffuse, diffusers and azula, or only one of them, each with a network of this kind."""
-    quickly = {"unet": (16, 0), "dit": (64, 2), "wide": (64, 2)}
-    width, depth = (quickly if quick else {"unet": (48, 0), "dit": (192, 6), "wide": (384, 6)})[kind]
+    quickly = {"unet": (16, 0), "dit": (64, 2), "small": (64, 2), "base": (64, 2)}
+    slowly = {"unet": (48, 0), "dit": (192, 6), "small": (384, 6), "base": (768, 6)}
+    width, depth = (quickly if quick else slowly)[kind]
     makers = {"suffuse": _suffuse, "diffusers": _diffusers, "azula": _azula}
     found = []
-    for maker in ["suffuse"] if kind == "wide" else makers:
+    for maker in ["suffuse"] if kind in ("small", "base") else makers:
         if only in (None, maker):
             try:
                 found.append(makers[maker](kind, width, depth))
@@ -85,7 +89,7 @@ def _suffuse(kind: str, width: int, depth: int) -> Contestant:
     if kind == "unet":
         net = nets.UNet(3, width=width, multipliers=(1, 2, 2), blocks=1, attention=(-1,), heads=4, conditions=told)
     else:
-        patch = 4 if kind == "dit" else 2
+        patch = 2 if kind == "small" else 4
         net = nets.DiT(3, patch=patch, width=width, depth=depth, heads=width // 64, conditions=told)
     return Contestant("suffuse", net, lambda x, t, label: net(x, t, label=label))
 
@@ -195,8 +199,30 @@ def default_of(who: Contestant, batch: dict[str, Tensor]) -> Callable[[], None]:
     return lambda: [step() for _ in range(STEPS)] and None
 
 
-STEPS = 4
+STEPS = 10
 """Of one timing."""
+PARTS = {
+    "convolutions": ("convolution",),
+    "matrix products": ("mm",),
+    "copies and casts": ("copy_", "cat"),
+    "norms": ("group_norm", "layer_norm"),
+    "silu, gelu, softmax": ("silu", "gelu", "softmax"),
+    "sums and products": ("aten::add", "aten::mul", "aten::sum", "aten::lerp"),
+}
+"""Names of operations, the first that fits; all others are "the rest"."""
+
+
+def profile_of(step: Callable[[], None]) -> dict[str, float]:
+    """Shares of the processor time of one step."""
+    with keeping_heap(torch.device("cpu")):
+        step()
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            step()
+    shares = dict.fromkeys([*PARTS, "the rest"], 0.0)
+    for each in seen.key_averages():
+        part = next((part for part, names in PARTS.items() if any(n in each.key for n in names)), "the rest")
+        shares[part] += each.self_cpu_time_total
+    return {part: taken / sum(shares.values()) for part, taken in shares.items()}
 
 
 def void(_: Any) -> None:
@@ -248,9 +274,10 @@ def main() -> None:
     """Print and write the table."""
     read = argparse.ArgumentParser()
     read.add_argument("--quick", action="store_true", help="tiny networks, batch 8: does it run")
-    read.add_argument("--net", choices=["unet", "dit", "wide"], action="append")
+    read.add_argument("--net", choices=["unet", "dit", "small", "base"], action="append")
     read.add_argument("--repeat", type=int, default=3)
     read.add_argument("--threads", type=int, default=2)
+    read.add_argument("--profile", action="store_true", help="of suffuse's step alone")
     read.add_argument("--out")
     options = read.parse_args()
     warnings.simplefilter("ignore")
@@ -258,14 +285,24 @@ def main() -> None:
     torch.manual_seed(0)
     size = 8 if options.quick else 64
     batch = {"x": torch.rand(size, 3, 32, 32) * 2 - 1, "label": torch.arange(size) % CLASSES}
-    peaks = {"fp32": peak(torch.float32), "bf16": peak(torch.bfloat16)}
+    kinds = options.net or ["unet", "dit", "small", "base"]
+    if options.profile:
+        for kind in kinds:
+            (who,) = contestants(kind, options.quick, "suffuse")
+            for unit, dtype in (("fp32", None), ("bf16", torch.bfloat16)):
+                shares = profile_of(step_of(who, batch, True, dtype))
+                print(kind, unit, ", ".join(f"{part} {share:.1%}" for part, share in shares.items()), flush=True)
+        return
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    peaks = {unit: peak(dtype) for unit, dtype in dtypes.items()}
     print(
         f"{platform.processor() or platform.machine()}, {options.threads} threads, batch {size}; matrix products: "
         f"fp32 {peaks['fp32'] / 1e9:.0f}, bf16 {peaks['bf16'] / 1e9:.0f} Gflop/s"
     )
     rows = []
-    for kind in options.net or ["unet", "dit", "wide"]:
+    for kind in kinds:
         field = contestants(kind, options.quick)
+        peaks = {unit: max(was, peak(dtypes[unit])) for unit, was in peaks.items()}
         for setting in ("fp32", "best", "defaults", "sampling fp32", "sampling bf16"):
             dtype = torch.bfloat16 if setting in ("best", "sampling bf16") else None
             works = {}
@@ -276,7 +313,8 @@ def main() -> None:
                     works[who.maker] = sampling_of(who, batch, dtype)
                 else:
                     works[who.maker] = step_of(who, batch, True, dtype)
-            seconds = fastest(works, options.repeat)
+            with nullcontext() if setting == "defaults" else keeping_heap(torch.device("cpu")):
+                seconds = fastest(works, options.repeat)
             for who in field:
                 each = seconds[who.maker] / (STEPS if setting == "defaults" else 1)
                 passes = 1 if setting.startswith("sampling") else 3

@@ -44,22 +44,23 @@ def test_muon_steps_are_orthogonal_and_for_the_matrices_of_blocks_only():
 
 
 def test_muon_is_torchs():
-    """Three steps of matrices of several sizes, those of one size stepped together and in turns."""
+    """Three steps of matrices and kernels of several sizes, those of one size stepped together and in turns."""
     torch.manual_seed(2)
     model = nn.ModuleList(nn.Linear(a, b) for a, b in [(24, 8), (8, 24), (24, 8), (16, 16), (24, 8)])
+    model.extend([nn.Conv2d(4, 12, 3), nn.Conv1d(6, 5, 2)])
     ours, own = Optimizer("muon", model, 1e-2, 0.1), [layer.weight for layer in model]
-    theirs = [nn.Parameter(p.detach().clone()) for p in own]
+    theirs = [nn.Parameter(p.detach().flatten(1).clone()) for p in own]
     peer = torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     ours.parts[1].together = 2 * 24 * 8
     for _ in range(3):
         before = [p.detach().clone() for p in theirs]
         for p, q in zip(own, theirs, strict=True):
             p.grad = torch.randn_like(p)
-            q.grad = p.grad.clone()
+            q.grad = p.grad.flatten(1).clone()
         ours.step(1.0)
         peer.step()
         for p, q, old in zip(own, theirs, before, strict=True):
-            assert (p - q).norm() < 0.02 * (q - old).norm()
+            assert (p.flatten(1) - q).norm() < 0.02 * (q - old).norm()
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

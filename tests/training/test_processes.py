@@ -18,7 +18,7 @@ from torch import nn
 
 from suffuse import Denoiser, fit, losses, noise, oracle, sample, schedules
 from suffuse.data import draws
-from suffuse.nets import DiT, Label
+from suffuse.nets import DiT, Label, UNet
 from suffuse.training import NotFiniteError, PeerLostError, PowerEMA, gathered, peers, post_hoc_ema, validation
 from tests.training.processes import together
 
@@ -68,6 +68,20 @@ def test_steps_of_two_processes_are_those_of_one(shard, options):
         for a, b in zip(alone, said, strict=True):
             assert np.abs(a - b).max() < 1e-9
     assert np.abs(alone[0] - _weights(_model())).max() > 3e-3
+
+
+@HOW
+def test_so_with_kernels_by_muon(shard):
+    def model():
+        torch.manual_seed(0)
+        net = UNet(1, 8, (1, 2), 1, (), heads=1, conditions={"label": Label(3)}).double()
+        return Denoiser(net, schedules.Linear(), "velocity")
+
+    how = {"steps": 6, "optimizer": "muon"}
+    alone = _train(model(), **how)
+    for said in together(lambda: _train(model(), shard=shard, **how)):
+        for a, b in zip(alone, said, strict=True):
+            assert np.abs(a - b).max() < 1e-9
 
 
 @HOW

@@ -127,7 +127,7 @@ class DiT(nn.Module):
         x, told = self.told(x, t, conditions)
         h = self.stem(x)
         grid = h.shape[2:]
-        h = h.flatten(2).transpose(1, 2)
+        h = h.flatten(2).mT.contiguous()  # else every layer keeps the transposed layout, and copies it for its norm
         turns = None
         if self.rope:
             turns = rotations(grid, self.width // self.heads, self.registers, x.device)

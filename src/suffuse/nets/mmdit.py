@@ -85,7 +85,7 @@ class MMDiT(nn.Module):
         x, told = self.told(x, t, conditions)
         h = self.stem(x)
         grid = h.shape[2:]
-        h = h.flatten(2).transpose(1, 2)
+        h = h.flatten(2).mT.contiguous()  # as in DiT
         h = h + positions(grid, self.width, x.device).to(x.dtype)
         tokens, mask = told.tokens, None
         if tokens is not None and told.visible is not None:

@@ -40,7 +40,7 @@ def attend(
     # It never forms the probabilities, and has no forward-mode derivative (torch.func.jvp).
     if edit is None and not short and forward_ad._current_level < 0:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = q @ k.mT * q.shape[-1] ** -0.5
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     probabilities = scores.softmax(-1)

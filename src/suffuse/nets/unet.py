@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from suffuse.nets.attention import CrossAttention, SelfAttention, modulate, zero
+from suffuse.nets.attention import CrossAttention, SelfAttention, zero
 from suffuse.nets.blocks import Conditioning, Told, check_dims, check_image
 from suffuse.nets.conditions import Condition
+from suffuse.nets.quick import pointwise, quick, told_norm
 
 ADM: dict[str, dict[str, Any]] = {
     "ADM-64": {"width": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "attention": (1, 2, 3)},
@@ -141,7 +142,7 @@ class UNet(nn.Module):
         why = f"UNet with {levels} levels halves {levels - 1} times"
         check_image("UNet", x, self.channels, self.dims, 2 ** (levels - 1), why)
         x, told = self.told(x, t, conditions)
-        h = self.stem(x)
+        h = quick(self.stem(x))
         skips = [h]
         for layer in self.down[: self.blocks]:
             h = layer(h, told)
@@ -184,7 +185,7 @@ class _Shrink(nn.Module):
         self.conv = convolution(dims, width, width, stride=2)
 
     def forward(self, h: Tensor, told: Told) -> Tensor:
-        return self.conv(h)
+        return quick(self.conv(h))
 
 
 class _Grow(nn.Module):
@@ -195,7 +196,7 @@ class _Grow(nn.Module):
         self.conv = convolution(dims, width, width)
 
     def forward(self, h: Tensor, told: Told) -> Tensor:
-        return self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
+        return self.conv(F.interpolate(quick(h, 2), scale_factor=2, mode="nearest"))
 
 
 class _ShrinkBlock(nn.Module):
@@ -239,10 +240,9 @@ class _ResBlock(nn.Module):
         new = F.silu(self.norm1(h))
         if resized is not None:
             new, h = resized(new), resized(h)
-        new = self.norm2(self.conv1(new))
-        modulation = self.modulation(embedding)
-        shift, scale = modulation.view(*modulation.shape, *[1] * (h.ndim - 2)).chunk(2, 1)
-        return self.skip(h) + self.conv2(self.dropout(F.silu(modulate(new, shift, scale))))
+        new = self.dropout(F.silu(told_norm(self.norm2, self.conv1(new), *self.modulation(embedding).chunk(2, -1))))
+        kept = h if isinstance(self.skip, nn.Identity) else pointwise(self.skip, h)
+        return kept + self.conv2(new)
 
 
 class _Attention(nn.Module):

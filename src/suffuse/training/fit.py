@@ -27,6 +27,7 @@ from suffuse.denoise import check_range
 from suffuse.training import sharded, state
 from suffuse.training.backward import Backward, Loss, mixed
 from suffuse.training.ema import EMA
+from suffuse.training.heap import keeping_heap
 from suffuse.training.interrupt import Stopped, interruptible
 from suffuse.training.optimizer import Optimizer
 from suffuse.training.parallel import peers
@@ -176,6 +177,7 @@ def fit(
     done, began = first, time.monotonic() - before
     kept = time.monotonic()
     with (
+        keeping_heap(device),
         recomputed(net, gradient_checkpointing, lambda: share(team, mine // accumulate)),
         interruptible(keeper is not None) as asked,
         Progress("train", steps, done=first, show=progress and team.first) as bar,

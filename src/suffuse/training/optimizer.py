@@ -19,7 +19,8 @@ class Optimizer:
 
     "adamw": m / (sqrt(v) + eps), decoupled decay, betas (0.9, 0.99).
     "muon": the momentum's nearest orthogonal matrix, scaled to AdamW's usual step, for the weights of linear layers
-    inside an `nn.ModuleList`: the blocks, where nearly all of a network is; AdamW for all others.
+    and convolutions (outputs against all else) inside an `nn.ModuleList`: the blocks, where nearly all of a network is;
+    AdamW for all others.
 
     Args:
         name: "adamw" or "muon". net: what is trained. lr: peak rate. weight_decay: decoupled, of both.
@@ -106,8 +107,8 @@ class Optimizer:
             first += sum(len(group["params"]) for group in part.param_groups)
 
 
-class _Muon(torch.optim.Muon):
-    """torch's Muon, with matrices of one size orthogonalised together, which takes half the time on small ones
+class _Muon(torch.optim.Optimizer):
+    """Muon for kernels too, with matrices of one size orthogonalised together, which takes half the time on small ones
 
         M <- mu M + (1 - mu) G,    W <- (1 - lr decay) W - 0.2 lr sqrt(max side) orthogonal((1 - mu) G + mu M)
 
@@ -117,8 +118,11 @@ class _Muon(torch.optim.Muon):
     together = 2**22
     """Elements at a time: beyond, one matrix keeps the machine busy."""
 
+    def __init__(self, matrices: list[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             mu, lr, decay = (group[name] for name in ("momentum", "lr", "weight_decay"))
             alike: dict[torch.Size, list[Tensor]] = {}
@@ -133,10 +137,10 @@ class _Muon(torch.optim.Muon):
                         grad: Any = p.grad
                         momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                         momentum.lerp_(grad, 1 - mu)
-                        along.append(gather(grad.lerp(momentum, mu)))
-                    size = 0.2 * math.sqrt(max(shape))
+                        along.append(gather(grad.lerp(momentum, mu)).flatten(1))
+                    size = 0.2 * math.sqrt(max(along[0].shape))
                     for p, step in zip(some, _orthogonal(torch.stack(along)), strict=True):
-                        local(p).mul_(1 - lr * decay).add_(part_of(step, p), alpha=-lr * size)
+                        local(p).mul_(1 - lr * decay).add_(part_of(step.view(shape), p), alpha=-lr * size)
 
 
 def _orthogonal(g: Tensor) -> Tensor:
@@ -158,6 +162,6 @@ def _matrices(net: nn.Module) -> Iterator[Tensor]:
     for blocks in net.modules():
         if isinstance(blocks, nn.ModuleList):
             for layer in blocks.modules():
-                if isinstance(layer, nn.Linear) and id(layer.weight) not in seen:
+                if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and id(layer.weight) not in seen:
                     seen.add(id(layer.weight))
                     yield layer.weight
