@@ -91,14 +91,15 @@ def test_several_at_once_in_any_order(kind, tmp_path):
 
 
 def test_a_unets_first_half_goes_on_without_its_control_and_a_chains_does_not():
-    for kind, unchanged in (("unet", True), ("dit", False)):
+    for kind, times, unchanged in (("unet", 1, True), ("unet", 4, True), ("dit", 1, False)):
         base = model(kind)
-        x, steered = x_of(base), shaken(attach(base, "controlnet"))
+        x, steered = x_of(base).repeat(1, 1, times, times), shaken(attach(base, "controlnet"))
+        hint = PICTURE.repeat(1, 1, times, times)
         path = steered.net.controls["hint"].route
         seen = []
         step = steered.net.net.get_submodule(path.steps[1])
         handle = step.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out.clone()))
-        said(steered, x), said(steered.given(hint=PICTURE), x)
+        said(steered, x), said(steered.given(hint=hint), x)
         handle.remove()
         assert torch.equal(*seen) == unchanged
 

@@ -13,10 +13,10 @@ glibc = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")
 
 
 def faults() -> int:
-    """Pages that the system has handed out for a tensor of 64 MB that is made and freed three times."""
+    """Pages that the system has handed out for a tensor of 128 MB that is made and freed three times."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(3):
-        torch.ones(2**24)
+        torch.ones(2**25)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
@@ -38,4 +38,19 @@ def test_it_is_handed_back_after_an_error_and_left_alone_for_other_devices():
         raise RuntimeError("stop")
     assert faults() > 0.5 * loose
     with keeping_heap(torch.device("cuda")):
+        assert faults() > 0.5 * loose
+
+
+@pytest.mark.skipif(not glibc, reason="only glibc's heap can be told")
+def test_blocks_within_each_other_and_what_the_user_has_told_glibc(monkeypatch):
+    cpu = torch.device("cpu")
+    loose = faults()
+    with keeping_heap(cpu):
+        with keeping_heap(cpu):
+            faults()
+        faults()
+        assert faults() < 0.1 * loose
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    with keeping_heap(cpu):
+        faults()
         assert faults() > 0.5 * loose

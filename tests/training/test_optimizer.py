@@ -63,6 +63,18 @@ def test_muon_is_torchs():
             assert (p.flatten(1) - q).norm() < 0.02 * (q - old).norm()
 
 
+def test_muon_leaves_what_is_computed_or_grouped_and_refuses_the_memory_of_others():
+    parts = nn.ModuleList([nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 6, 3), nn.Linear(4, 4)])
+    nn.utils.parametrizations.spectral_norm(parts[2])
+    muon = Optimizer("muon", parts, 1e-2, 0.0)
+    assert [p.shape for group in muon.parts[1].param_groups for p in group["params"]] == [(6, 4, 3, 3)]
+    for p in parts.parameters():
+        p.grad = torch.ones_like(p)
+    muon.step(1.0)
+    with pytest.raises(ValueError, match=r"remembers '0\..*' of shape \(4, 2, 3, 3\), which no parameter"):
+        Optimizer("muon", nn.ModuleList([nn.Linear(4, 4)]), 1e-2, 0.0).fill(muon.tensors())
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_stopped_run_goes_on_bit_for_bit(name, tmp_path):
     data = {"x": torch.rand(32, 1, 4, 4) * 2 - 1, "text": torch.randint(8, (32, 3))}

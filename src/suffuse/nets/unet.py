@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from suffuse.nets.attention import CrossAttention, SelfAttention, zero
 from suffuse.nets.blocks import Conditioning, Told, check_dims, check_image
 from suffuse.nets.conditions import Condition
-from suffuse.nets.quick import pointwise, quick, told_norm
+from suffuse.nets.quick import Pointwise, Stem, ToldNorm, quick
 
 ADM: dict[str, dict[str, Any]] = {
     "ADM-64": {"width": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "attention": (1, 2, 3)},
@@ -104,7 +104,8 @@ class UNet(nn.Module):
             return _Step(_ResBlock(wide_in, wide_out, told, self.dims, self.dropout), attention)
 
         now, convs = self.width, self.resample == "conv"
-        self.stem = convolution(self.dims, self.channels + self.told.channels, now)
+        wide = self.channels + self.told.channels
+        self.stem = Stem(wide, now, 3, padding=1) if self.dims == 2 else convolution(self.dims, wide, now)
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         skips = [now]
         for level, multiplier in enumerate(self.multipliers):
@@ -142,7 +143,7 @@ class UNet(nn.Module):
         why = f"UNet with {levels} levels halves {levels - 1} times"
         check_image("UNet", x, self.channels, self.dims, 2 ** (levels - 1), why)
         x, told = self.told(x, t, conditions)
-        h = quick(self.stem(x))
+        h = self.stem(x)
         skips = [h]
         for layer in self.down[: self.blocks]:
             h = layer(h, told)
@@ -196,7 +197,7 @@ class _Grow(nn.Module):
         self.conv = convolution(dims, width, width)
 
     def forward(self, h: Tensor, told: Told) -> Tensor:
-        return self.conv(F.interpolate(quick(h, 2), scale_factor=2, mode="nearest"))
+        return self.conv(_repeated(h))
 
 
 class _ShrinkBlock(nn.Module):
@@ -205,7 +206,7 @@ class _ShrinkBlock(nn.Module):
     def __init__(self, width: int, told: int, dims: int, dropout: float) -> None:
         super().__init__()
         self.block = _ResBlock(width, width, told, dims, dropout)
-        self.resized = partial(getattr(F, f"avg_pool{dims}d"), kernel_size=2)
+        self.resized = partial(_averaged, getattr(F, f"avg_pool{dims}d"))
 
     def forward(self, h: Tensor, told: Told) -> Tensor:
         return self.block(h, told.embedding, self.resized)
@@ -217,10 +218,18 @@ class _GrowBlock(_Grow):
     def __init__(self, width: int, told: int, dims: int, dropout: float) -> None:
         nn.Module.__init__(self)
         self.block = _ResBlock(width, width, told, dims, dropout)
-        self.resized = partial(F.interpolate, scale_factor=2, mode="nearest")
+        self.resized = _repeated
 
     def forward(self, h: Tensor, told: Told) -> Tensor:
         return self.block(h, told.embedding, self.resized)
+
+
+def _averaged(pool: Callable[..., Tensor], h: Tensor) -> Tensor:
+    return quick(pool(h, kernel_size=2))
+
+
+def _repeated(h: Tensor) -> Tensor:
+    return F.interpolate(quick(h, 2), scale_factor=2, mode="nearest")
 
 
 class _ResBlock(nn.Module):
@@ -231,18 +240,19 @@ class _ResBlock(nn.Module):
         self.norm1 = group_norm(wide_in)
         self.conv1 = convolution(dims, wide_in, wide_out)
         self.modulation = nn.Linear(told, 2 * wide_out)
-        self.norm2 = group_norm(wide_out)
+        self.norm2 = ToldNorm(groups(wide_out), wide_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero(convolution(dims, wide_out, wide_out))
-        self.skip = convolution(dims, wide_in, wide_out, kernel=1) if wide_in != wide_out else nn.Identity()
+        self.skip: nn.Module = nn.Identity()
+        if wide_in != wide_out:
+            self.skip = Pointwise(wide_in, wide_out) if dims == 2 else convolution(dims, wide_in, wide_out, kernel=1)
 
     def forward(self, h: Tensor, embedding: Tensor, resized: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         new = F.silu(self.norm1(h))
         if resized is not None:
             new, h = resized(new), resized(h)
-        new = self.dropout(F.silu(told_norm(self.norm2, self.conv1(new), *self.modulation(embedding).chunk(2, -1))))
-        kept = h if isinstance(self.skip, nn.Identity) else pointwise(self.skip, h)
-        return kept + self.conv2(new)
+        new = self.norm2(self.conv1(new), *self.modulation(embedding).chunk(2, -1))
+        return self.skip(h) + self.conv2(self.dropout(F.silu(new)))
 
 
 class _Attention(nn.Module):
@@ -270,5 +280,9 @@ def convolution(dims: int, wide_in: int, wide_out: int, *, kernel: int = 3, stri
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation with as many groups as fit."""
-    # At least four channels to a group: a group of one channel and one pixel would be normalised to zero.
-    return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 4))), channels)
+    return nn.GroupNorm(groups(channels), channels)
+
+
+def groups(channels: int) -> int:
+    """As many as fit, of at least four channels: one channel and one pixel would be normalised to zero."""
+    return math.gcd(channels, min(32, max(1, channels // 4)))

@@ -1,4 +1,4 @@
-"""What takes the steps: AdamW, or Muon for the matrices of repeated blocks with AdamW for the rest."""
+"""What takes the steps: AdamW, or Muon for the matrices and kernels of repeated blocks with AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -82,8 +82,19 @@ class Optimizer:
         }
 
     def fill(self, tensors: dict[str, Tensor]) -> None:
-        """Take up what `tensors` gave; whole tensors are shared out where the parameters are."""
+        """Take up what `tensors` gave; whole tensors are shared out where the parameters are.
+
+        Raises:
+            ValueError: the tensors are of other parameters.
+        """
         every = self._every()
+        for name, value in tensors.items():
+            i = int(name.split(".", 1)[0])
+            if value.ndim and (i >= len(every) or value.shape != every[i].shape):
+                raise ValueError(
+                    f"the checkpoint's optimiser remembers {name!r} of shape {tuple(value.shape)}, which no parameter "
+                    "here has: it was begun by another optimiser or an earlier version; begin anew with overwrite=True"
+                )
         entries: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             i, key = name.split(".", 1)
@@ -162,6 +173,10 @@ def _matrices(net: nn.Module) -> Iterator[Tensor]:
     for blocks in net.modules():
         if isinstance(blocks, nn.ModuleList):
             for layer in blocks.modules():
-                if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and id(layer.weight) not in seen:
-                    seen.add(id(layer.weight))
-                    yield layer.weight
+                kernel = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layer.groups == 1
+                if not isinstance(layer, nn.Linear) and not kernel:
+                    continue
+                weight = layer.weight  # no parameter where something computes it
+                if isinstance(weight, nn.Parameter) and id(weight) not in seen:
+                    seen.add(id(weight))
+                    yield weight
