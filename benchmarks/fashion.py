@@ -207,7 +207,7 @@ def page(found: dict[str, dict], options: argparse.Namespace) -> None:
     write_text(
         DOCS / "fashion.md",
         f"# Fashion-MNIST: minutes to a Frechet ratio of 2\n\n`python benchmarks/fashion.py "
-        f"--minutes {options.minutes:g} --n {options.n}`.\n\n{about}\n\n"
+        f"--minutes {options.minutes:g} --first {options.first:g} --n {options.n}`.\n\n{about}\n\n"
         "| run | parameters | images a second | minutes to 2 | last ratio, at minutes |\n|---|--:|--:|--:|--:|\n"
         + "\n".join(lines)
         + f"\n\n{said[0].upper()}{said[1:]}\n\n![ratio against minutes of training](fashion.png)\n",

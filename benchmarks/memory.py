@@ -1,7 +1,7 @@
 """Peak memory of a training step beside diffusers' and azula's networks, each in a process of its own.
 
-Memory is what the process grows by, from before the network is built to the peak of four steps (VmHWM, reset by
-/proc/self/clear_refs; Linux only). Settings and networks are those of train_speed.py.
+Memory is what the process grows by, from before the network is built to the peak of four steps, or with defaults of ten
+(VmHWM, reset by /proc/self/clear_refs; Linux only). Settings and networks are those of train_speed.py.
 
     python benchmarks/memory.py [--quick] [--repeat 2]
 """
