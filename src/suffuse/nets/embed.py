@@ -101,6 +101,18 @@ class TimeEmbedding(nn.Module):
         """(B,) -> (B, width)."""
         return self.second(F.silu(self.first(sinusoid(1000 * t, self.frequencies))))
 
+    def calm(self, fastest: float = 100.0) -> None:
+        """Silence the waves that turn by more than `fastest` radians while t goes from 0 to 1, and let none be learned.
+
+        What a network learned from noise alone leaves ripples of them, which hardly show in what it says, and are most
+        of its exact derivative in t.
+        """
+        half = self.frequencies // 2
+        turns = 1000 * torch.exp(torch.arange(half) * (-math.log(10000) / max(half, 1)))
+        slow = F.pad((turns <= fastest).repeat(2), (0, self.frequencies % 2)).to(self.first.weight)
+        self.first.weight.data *= slow
+        self.first.weight.register_hook(lambda gradient: gradient * slow)
+
 
 class OrNull(nn.Module):
     """`embed`, or a learned vector for rows with NaN."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from suffuse import data, grids, metrics, nets, samplers
 from suffuse.denoise import Denoiser
+from suffuse.nets.embed import TimeEmbedding
 from suffuse.recipes import digits, images, shapes, toy
 from suffuse.recipes.distil_methods import METHODS, Loss, Material, Stage, method_of, scales
 from suffuse.recipes.draw import encoded, sample_many
@@ -36,11 +37,12 @@ STEPS, BATCH, LR, EMA, PAIRS = 1080, 64, 5e-4, 0.995, 4096
 """Steps and batch are those that the teacher of digits was trained with."""
 
 
-def student(teacher: Denoiser, adds: str | None = None, *, seed: int = 0) -> Denoiser:
+def student(teacher: Denoiser, adds: str | None = None, *, seed: int = 0, calm: bool = False) -> Denoiser:
     """A model of the teacher's network and weights in float32, with one more condition, a number, not heard yet.
 
     Args:
         teacher: what to begin as. adds: the condition's name. seed: of the weights that read it.
+        calm: whether its embeddings of times are calmed (`TimeEmbedding.calm`): then it begins nearly as the teacher.
     Raises:
         ValueError: the teacher has that condition already: it was distilled before.
     """
@@ -62,6 +64,8 @@ def student(teacher: Denoiser, adds: str | None = None, *, seed: int = 0) -> Den
         nn.init.zeros_(silent.embed.second.bias)  # type: ignore[union-attr, arg-type]
         inherit(net, teacher.net, new=f"told.embedders.{len(about['args']['conditions']) - 1}.")  # type: ignore[arg-type]
     net = net.float().train().requires_grad_()  # type: ignore[union-attr]
+    for embedding in [m for m in net.modules() if isinstance(m, TimeEmbedding)] if calm else ():
+        embedding.calm()
     how: dict[str, Any] = {"variance": teacher.variance, "shape": teacher.shape, "codec": teacher.codec}
     return Denoiser(net, teacher.schedule, teacher.parameterization, **how)
 
@@ -135,7 +139,7 @@ def train(
     settings: dict[str, Any] = {"method": method, "nfe": nfe, "w": w, "seed": seed}
     settings |= {"steps": steps, "batch_size": batch_size, "lr": lr, "ema": ema}
     _begin(out, {"teacher": made.model_hash, **settings, "pairs": pairs}, resume, overwrite)
-    model, seconds, share = student(teacher, how.adds, seed=seed), 0.0, max(1, steps // len(names))
+    model, seconds, share = student(teacher, how.adds, seed=seed, calm=how.tangents), 0.0, max(1, steps // len(names))
     for name in names:
         folder = out / name
         if resume and (folder / "seconds.json").exists():

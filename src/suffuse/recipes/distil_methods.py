@@ -37,12 +37,14 @@ class Method:
         title: in words. adds: the condition that the student's network has beside the teacher's, or None.
         jumps: whether the student jumps to the data, to be run by `samplers.consistency`, else `samplers.ddim`.
         stages: (nfe) -> names of its trainings, the last of which makes the student for that budget.
+        tangents: whether it learns from exact derivatives in time, for which a student's embedding is calmed.
     """
 
     title: str
     adds: str | None
     jumps: bool
     stages: Callable[[int], list[str]]
+    tangents: bool = False
 
 
 def _once(nfe: int) -> list[str]:
@@ -66,9 +68,9 @@ METHODS = {
     "consistency-distillation": Method("Consistency distillation", None, True, _once),
     "consistency-training": Method("Consistency training (ECT)", None, True, _once),
     "latent-consistency": Method("Latent consistency, guidance folded in", "w", True, _once),
-    "scm": Method("Continuous-time consistency (sCM)", None, True, _once),
+    "scm": Method("Continuous-time consistency (sCM)", None, True, _once, tangents=True),
     "shortcut": Method("Shortcut model", "to", False, _once),
-    "meanflow": Method("MeanFlow", "to", False, _once),
+    "meanflow": Method("MeanFlow", "to", False, _once, tangents=True),
     "dmd": Method("Distribution matching (DMD2 without its critic)", None, True, _once),
     "dmd2": Method("Distribution matching with a critic (DMD2)", None, True, _once),
 }
@@ -164,9 +166,9 @@ class Stage:
         return partial(fewstep.shortcut, teacher=self.teacher, w=self.w, levels=5)
 
     def meanflow(self) -> Loss:
-        """Half of the rows go to another time: the student knows the slope already."""
+        """Three rows of four go to another time, and weigh as much: the student knows the slope already."""
         times = partial(losses.logit_normal, mean=0.4, std=1.2)
-        return partial(fewstep.meanflow, teacher=self.teacher, w=self.w, apart=0.5, times=times)
+        return partial(fewstep.meanflow, teacher=self.teacher, w=self.w, apart=0.75, power=0.5, times=times)
 
     def dmd(self) -> Loss:
         """The generator learns in one batch of three, the second model in the other two."""
