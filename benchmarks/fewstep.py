@@ -72,8 +72,6 @@ def students(options: argparse.Namespace, method: str) -> dict[str, Any]:
             kept = distil.evaluate(made, nfe=asks, by=judged(options))
         spent += kept["cost"]["train_seconds"]
         found |= {str(k): kept[str(k)] for k in asks} | {"cost": kept["cost"] | {"train_seconds": spent}}
-    line = "  ".join(f"{n}: {found[str(n)]['frechet_ratio']['value']:.2f}" for n in BUDGETS)
-    print(f"{method:26} Frechet ratio at NFE  {line}", flush=True)
     return found
 
 
@@ -276,7 +274,9 @@ def main() -> None:
     if not options.page:
         teachers(options)
         for method in options.methods:
-            students(options, method)
+            found = students(options, method)
+            line = "  ".join(f"{n}: {found[str(n)]['frechet_ratio']['value']:.2f}" for n in BUDGETS)
+            print(f"{method:26} Frechet ratio at NFE  {line}", flush=True)
             write(options)
     write(options)
 

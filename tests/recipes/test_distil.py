@@ -81,6 +81,7 @@ def test_who_learns_from_derivatives_in_time_is_calmed_and_the_teacher_is_not():
 @pytest.mark.parametrize("name", distil.METHODS)
 def test_every_method_trains_samples_within_its_budget_and_hears_what_it_was_given(name, teacher, tmp_path):
     made = distil.train(teacher, tmp_path / name, method=name, nfe=2, **BRIEF)
+    assert made.settings["lr"] == distil.METHODS[name].lr
     model, method = distil.model_for(made, 2), distil.METHODS[name]
     with samplers.budget(model, 4, nfe=2) as spent:
         x = sample(model, noise((4, *digits.SHAPE), seed=0), sampler=distil.plan(made, model, 2), seed=1)

@@ -33,7 +33,7 @@ from suffuse.training.files import read_json, read_tensors, write_json
 
 __all__ = ["METHODS", "cost", "evaluate", "inherit", "measured", "model_for", "plan", "student", "train"]
 
-STEPS, BATCH, LR, EMA, PAIRS = 1080, 64, 5e-4, 0.995, 4096
+STEPS, BATCH, EMA, PAIRS = 1080, 64, 0.995, 4096
 """Steps and batch are those that the teacher of digits was trained with."""
 
 
@@ -101,7 +101,7 @@ def train(
     seed: int = 0,
     steps: int = STEPS,
     batch_size: int = BATCH,
-    lr: float = LR,
+    lr: float | None = None,
     ema: float = EMA,
     pairs: int = PAIRS,
     resume: bool = False,
@@ -115,7 +115,8 @@ def train(
         method: of `METHODS`. nfe: evaluations a sample that the student is for.
         w: guidance of the teacher that the student takes over, 1 is off; "latent-consistency" learns 1 to max(w, 3),
             and is told which when it samples.
-        seed: of order and noise. steps: of all stages together. batch_size, lr, ema: as for `fit`.
+        seed: of order and noise. steps: of all stages together. batch_size, ema: as for `fit`. lr: by
+            default the method's own.
         pairs: that reflow's second round learns from.
         resume: go on from what is there. overwrite: begin anew where there is something.
     Raises:
@@ -124,6 +125,7 @@ def train(
             teacher, or of a teacher that cannot be guided; a folder that holds something else.
     """
     how, made, out = method_of(method), Run.open(run), Path(out)
+    lr = how.lr if lr is None else lr
     if nfe < 1:
         raise ValueError(f"nfe must be at least 1, got {nfe}")
     if method == "consistency-training" and w != 1:

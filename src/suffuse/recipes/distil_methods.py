@@ -38,6 +38,7 @@ class Method:
         jumps: whether the student jumps to the data, to be run by `samplers.consistency`, else `samplers.ddim`.
         stages: (nfe) -> names of its trainings, the last of which makes the student for that budget.
         tangents: whether it learns from exact derivatives in time, for which a student's embedding is calmed.
+        lr: its rate.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Method:
     jumps: bool
     stages: Callable[[int], list[str]]
     tangents: bool = False
+    lr: float = 5e-4
 
 
 def _once(nfe: int) -> list[str]:
@@ -68,7 +70,7 @@ METHODS = {
     "consistency-distillation": Method("Consistency distillation", None, True, _once),
     "consistency-training": Method("Consistency training (ECT)", None, True, _once),
     "latent-consistency": Method("Latent consistency, guidance folded in", "w", True, _once),
-    "scm": Method("Continuous-time consistency (sCM)", None, True, _once, tangents=True),
+    "scm": Method("Continuous-time consistency (sCM)", None, True, _once, tangents=True, lr=1e-4),
     "shortcut": Method("Shortcut model", "to", False, _once),
     "meanflow": Method("MeanFlow", "to", False, _once, tangents=True),
     "dmd": Method("Distribution matching (DMD2 without its critic)", None, True, _once),
