@@ -2,10 +2,11 @@
 
     SUFFUSE_DATA=... OMP_NUM_THREADS=1 python benchmarks/fashion.py [--minutes 12] [--n 1000] [--only diffusers]
 
-Alone on the machine. Each run has one thread, and its clock is the processor time that it has taken. Both: U-Nets of
-the same width, levels, blocks and attention, batches of 64, a class always told, samples of all classes by 20 network
-evaluations without guidance, an averaged network, a constant learning rate after a warm-up. Time is that of training;
-looking, at times 1.4 times apart, does not count. It is one recipe against another, not only one library:
+Each run has one thread, and its clock is the processor time that it has taken; leave the other cores idle, or as busy
+all the time. Both: U-Nets of the same width, levels, blocks and attention, batches of 64, a class always told, samples
+of all classes by 20 network evaluations without guidance, an averaged network, a constant learning rate after a
+warm-up. Time is that of training; looking, at times 1.4 times apart, does not count. It is one recipe against another,
+not only one library:
 
     diffusers   UNet2DModel, DDPMScheduler's betas and noise, squared error of eps, torch.optim.AdamW as it is, float32,
                 EMAModel with its warm-up (power 3/4, at most .9999), DPMSolverMultistepScheduler; --rates each
@@ -183,7 +184,7 @@ def page(found: dict[str, dict], options: argparse.Namespace) -> None:
     for name, one in found.items():
         curve, colour = one["curve"], "#2a6f97" if name.startswith("suffuse") else "#b58b4c"
         axes.plot([e["seconds"] / 60 for e in curve], [e["ratio"] for e in curve], "o-", ms=3, color=colour, label=name)
-        axes.annotate(name.removeprefix("diffusers, "), (curve[-1]["seconds"] / 60, curve[-1]["ratio"]), fontsize=7)
+        axes.annotate(f" {name}", (curve[-1]["seconds"] / 60, curve[-1]["ratio"]), fontsize=7)
         at, last = reached(curve), curve[-1]
         lines.append(
             f"| {name} | {one['parameters'] / 1e6:.3f} M | {BATCH * last['steps'] / last['seconds']:.0f} | "
@@ -191,6 +192,9 @@ def page(found: dict[str, dict], options: argparse.Namespace) -> None:
         )
     axes.axhline(WANTED, color="#999", lw=0.8, ls="--")
     axes.set(xscale="log", yscale="log", xlabel="minutes of training", ylabel="Frechet ratio")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
     pictures.save_figure(figure, DOCS / "fashion.png", dpi=110)
     times = {name: reached(one["curve"]) for name, one in found.items()}
     own = [t for name, t in times.items() if name.startswith("suffuse") and t]
