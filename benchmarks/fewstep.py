@@ -200,6 +200,9 @@ def page(options: argparse.Namespace, teacher: dict[str, Any], found: dict[str, 
         "model. Training seconds are wall-clock on a machine that others used at the same time.",
         "",
         f"![{title} at 1, 2 and 4 evaluations](images/{named(options)}.png)",
+        "",
+        "From left to right one, two and four evaluations of the same noise; the first row is the teacher in 50 steps, "
+        "the others are the methods in the order of the table.",
     ]
     path = options.runs / "reflow.json"
     if path.exists():
@@ -251,7 +254,7 @@ def picture(options: argparse.Namespace, found: dict[str, Any]) -> None:
             told: dict[str, Any] = {"label": label} | ({"w": 1.0} if "w" in model.conditions else {})
             parts.append(sample(model.given(**told), start, sampler=distil.plan(made, model, n), seed=4))
         rows.append(torch.cat(parts))
-    sheet = pictures.grid(torch.cat(rows), 10 * len(BUDGETS), scale=max(1, 24 // teacher.shape[-1]))
+    sheet = pictures.grid(torch.cat(rows), 10 * len(BUDGETS), scale=max(1, 32 // teacher.shape[-1]))
     shown = ["teacher, 50 steps", *found]
     pictures.save_png(
         sheet, DOCS / "images" / f"{named(options)}.png", {"made by": "benchmarks/fewstep.py", "rows": shown}
