@@ -28,10 +28,14 @@ def sinusoid(u: Tensor, size: int) -> Tensor:
         (..., size) in float32 or float64.
     """
     u = u.to(torch.promote_types(u.dtype, torch.float32))
-    half = size // 2
-    frequencies = torch.exp(torch.arange(half, device=u.device, dtype=u.dtype) * (-math.log(10000) / max(half, 1)))
-    angles = u[..., None] * frequencies
+    angles = u[..., None] * _waves(size, u)
     return F.pad(torch.cat([angles.cos(), angles.sin()], -1), (0, size % 2))
+
+
+def _waves(size: int, like: Tensor) -> Tensor:
+    """The frequencies w_k of `sinusoid`, (size // 2,)."""
+    half = size // 2
+    return torch.exp(torch.arange(half, device=like.device, dtype=like.dtype) * (-math.log(10000) / max(half, 1)))
 
 
 def positions(shape: tuple[int, ...], size: int, device: torch.device) -> Tensor:
@@ -107,8 +111,7 @@ class TimeEmbedding(nn.Module):
         What a network learned from noise alone leaves ripples of them, which hardly show in what it says, and are most
         of its exact derivative in t.
         """
-        half = self.frequencies // 2
-        turns = 1000 * torch.exp(torch.arange(half) * (-math.log(10000) / max(half, 1)))
+        turns = 1000 * _waves(self.frequencies, self.first.weight)
         slow = F.pad((turns <= fastest).repeat(2), (0, self.frequencies % 2)).to(self.first.weight)
         self.first.weight.data *= slow
         self.first.weight.register_hook(lambda gradient: gradient * slow)

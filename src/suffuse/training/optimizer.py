@@ -88,16 +88,14 @@ class Optimizer:
             ValueError: the tensors are of other parameters.
         """
         every = self._every()
+        entries: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
-            i = int(name.split(".", 1)[0])
-            if value.ndim and (i >= len(every) or value.shape != every[i].shape):
+            i, key = name.split(".", 1)
+            if value.ndim and (int(i) >= len(every) or value.shape != every[int(i)].shape):
                 raise ValueError(
                     f"the checkpoint's optimiser remembers {name!r} of shape {tuple(value.shape)}, which no parameter "
                     "here has: it was begun by another optimiser or an earlier version; begin anew with overwrite=True"
                 )
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            i, key = name.split(".", 1)
             of = every[int(i)].detach()
             if sharded(of) and not sharded(value) and value.ndim:
                 whole, value = value, torch.zeros_like(of)
